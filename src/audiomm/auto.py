@@ -1,0 +1,229 @@
+"""The table of families, and the Auto classes that read it: adding a family is one row here.
+
+A folder says which family it belongs to by `model_type` in its config.json.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from .base.config import CONFIG_NAME, PreTrainedConfig
+from .base.errors import ConfigError
+from .base.hub import Source, read_json
+
+
+@dataclass(frozen=True)
+class Family:
+    """The classes of one model family, by the job they do.
+
+    Attributes:
+        module: Where the classes are, below audiomm.models.
+        config, tokenizer, feature_extractor, processor: Class names.
+        models: {Auto class name: class name}.
+    """
+
+    module: str
+    config: str
+    tokenizer: str
+    feature_extractor: str
+    processor: str
+    models: dict[str, str] = field(default_factory=dict)
+
+    def load(self, name: str) -> Any:
+        return getattr(importlib.import_module(f"{__package__}.models.{self.module}"), name)
+
+
+FAMILIES: dict[str, Family] = {
+    "whisper": Family(
+        module="whisper",
+        config="WhisperConfig",
+        tokenizer="WhisperTokenizer",
+        feature_extractor="WhisperFeatureExtractor",
+        processor="WhisperProcessor",
+        models={
+            "AutoModel": "WhisperModel",
+            "AutoModelForSpeechSeq2Seq": "WhisperForConditionalGeneration",
+            "AutoModelForAudioClassification": "WhisperForAudioClassification",
+            "AutoModelForCausalLM": "WhisperForCausalLM",
+        },
+    ),
+}
+
+
+def register(model_type: str, family: Family) -> None:
+    """Add a family of your own, or replace one."""
+    FAMILIES[model_type] = family
+
+
+def family_of(model_type: str | None, where: str) -> Family:
+    """The family of a model type.
+
+    Raises:
+        ConfigError: No family has that type.
+    """
+    if model_type in FAMILIES:
+        return FAMILIES[model_type]
+    close = difflib.get_close_matches(str(model_type), FAMILIES, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    raise ConfigError(
+        f"{where}: model_type={model_type!r} is not known here; known are {', '.join(sorted(FAMILIES))}.{hint}"
+    )
+
+
+def _split(name: str | os.PathLike[str], kwargs: dict[str, Any]) -> tuple[Source, dict[str, Any]]:
+    """The source of the files, and its options to pass on."""
+    source = Source.take(name, kwargs)
+    return source, {option: value for option, value in vars(source).items() if option != "name" and value}
+
+
+def _refuse_construction(cls: type) -> None:
+    raise TypeError(f"{cls.__name__} is not built directly: use {cls.__name__}.from_pretrained(name_or_folder).")
+
+
+class AutoConfig:
+    """The configuration of a folder or hub id, of the class that fits it."""
+
+    def __init__(self) -> None:
+        _refuse_construction(type(self))
+
+    @staticmethod
+    def from_pretrained(pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
+        values = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, kwargs)
+        family = family_of(values.get("model_type"), str(pretrained_model_name_or_path))
+        return family.load(family.config).from_dict(values, name_or_path=str(pretrained_model_name_or_path), **kwargs)
+
+    @staticmethod
+    def for_model(model_type: str, **kwargs: Any) -> PreTrainedConfig:
+        """A configuration of the named type with default values, `kwargs` overriding them."""
+        family = family_of(model_type, "AutoConfig.for_model")
+        config: PreTrainedConfig = family.load(family.config)(**kwargs)
+        return config
+
+
+class _AutoModel:
+    """Base of the Auto classes for models: which class of the family is a matter of the Auto class's own name."""
+
+    role: ClassVar[str] = "AutoModel"
+
+    def __init__(self) -> None:
+        _refuse_construction(type(self))
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
+        """Load the model of a folder or hub id; arguments as in PreTrainedModel.from_pretrained.
+
+        Raises:
+            ConfigError: The family is not known, or has no model for this job.
+        """
+        config = kwargs.get("config")
+        if isinstance(config, PreTrainedConfig):
+            model_type: Any = config.model_type
+        else:
+            _, options = _split(pretrained_model_name_or_path, dict(kwargs))
+            values = PreTrainedConfig.get_config_dict(config or pretrained_model_name_or_path, options)
+            model_type = values.get("model_type")
+        return cls._class_for(model_type, str(pretrained_model_name_or_path)).from_pretrained(
+            pretrained_model_name_or_path, **kwargs
+        )
+
+    @classmethod
+    def from_config(cls, config: PreTrainedConfig, **kwargs: Any) -> Any:
+        """A model with initial weights."""
+        return cls._class_for(config.model_type, cls.__name__)._from_config(config, **kwargs)
+
+    @classmethod
+    def _class_for(cls, model_type: str | None, where: str) -> Any:
+        family = family_of(model_type, where)
+        name = family.models.get(cls.role)
+        if name is None:
+            raise ConfigError(
+                f"{where}: the {model_type} family has no model for {cls.role}; it has {', '.join(family.models)}."
+            )
+        return family.load(name)
+
+
+class AutoModel(_AutoModel):
+    """The model of a folder or hub id, without a head."""
+
+
+class AutoModelForSpeechSeq2Seq(_AutoModel):
+    """A model that writes what it hears."""
+
+    role = "AutoModelForSpeechSeq2Seq"
+
+
+class AutoModelForAudioClassification(_AutoModel):
+    """A model that names what it hears."""
+
+    role = "AutoModelForAudioClassification"
+
+
+class AutoModelForCausalLM(_AutoModel):
+    """A model that continues text."""
+
+    role = "AutoModelForCausalLM"
+
+
+class _AutoReader:
+    """Base of the Auto classes for what stands around a model; the family comes from config.json."""
+
+    part: ClassVar[str]
+
+    def __init__(self) -> None:
+        _refuse_construction(type(self))
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
+        """Load from a folder or hub id; `kwargs` are options of the hub and of the class that fits.
+
+        Raises:
+            ConfigError: The family is not known.
+        """
+        source, options = _split(pretrained_model_name_or_path, kwargs)
+        config = kwargs.pop("config", None)
+        model_type = config.model_type if isinstance(config, PreTrainedConfig) else _model_type(source)
+        family = family_of(model_type, str(pretrained_model_name_or_path))
+        return family.load(getattr(family, cls.part)).from_pretrained(
+            pretrained_model_name_or_path, **options, **kwargs
+        )
+
+
+def _model_type(source: Source) -> str | None:
+    """The model type in config.json, or what the names of the classes in the other files begin with."""
+    path = source.find(CONFIG_NAME)
+    if path is not None:
+        return read_json(path).get("model_type")
+    for filename in ("processor_config.json", "tokenizer_config.json", "preprocessor_config.json"):
+        path = source.find(filename)
+        if path is None:
+            continue
+        values = read_json(path)
+        for key in ("processor_class", "tokenizer_class", "feature_extractor_type"):
+            name = str(values.get(key, "")).lower()
+            matches = [model_type for model_type in FAMILIES if name.startswith(model_type)]
+            if matches:
+                return max(matches, key=len)
+    source.require(CONFIG_NAME)
+    return None
+
+
+class AutoTokenizer(_AutoReader):
+    """The tokenizer of a folder or hub id."""
+
+    part = "tokenizer"
+
+
+class AutoFeatureExtractor(_AutoReader):
+    """The feature extractor of a folder or hub id."""
+
+    part = "feature_extractor"
+
+
+class AutoProcessor(_AutoReader):
+    """The processor of a folder or hub id: tokenizer and feature extractors together."""
+
+    part = "processor"

@@ -1,0 +1,258 @@
+"""PreTrainedConfig: a typed description of a model that reads and writes config.json and loses nothing on the way.
+
+Each family declares its fields as annotated class attributes with defaults, the way a dataclass does. Keys of a file
+that no field declares are kept as plain attributes and written back, so that `save(load(folder))` equals the folder.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from typing_extensions import Self, dataclass_transform
+
+from .errors import ConfigError
+from .hub import Source, make_folder, read_json, write_json
+
+CONFIG_NAME = "config.json"
+
+# Choices of one process, not facts of the checkpoint: never written to config.json and never taken from one, so that
+# a downloaded file cannot choose which code runs.
+_RUNTIME_KEYS = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal", "auto_map",
+                 "trust_remote_code", "_commit_hash", "name_or_path", "_name_or_path")  # fmt: skip
+
+ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager")
+
+
+@dataclass_transform(kw_only_default=True)
+class PreTrainedConfig:
+    """Base of all configurations. Fields of every family:
+
+    Attributes:
+        architectures: Class names the checkpoint was saved from; the auto classes read it.
+        dtype: Type of the weights as saved ("float16"); None when unknown. `torch_dtype` is its older name.
+        tie_word_embeddings: The output head shares the token embedding's weight.
+        is_encoder_decoder: The model reads with one stack and writes with another.
+        id2label, label2id, problem_type: Names of the classes of a classification head.
+        name_or_path: Where the configuration came from; never saved.
+        attn_implementation: "sdpa" or "eager", chosen at load time; never saved.
+
+    Raises:
+        ConfigError: A field has a value that no model can have; the message names field, value and range.
+    """
+
+    model_type: ClassVar[str] = ""
+    sub_configs: ClassVar[dict[str, type[PreTrainedConfig]]] = {}
+    attribute_map: ClassVar[dict[str, str]] = {}
+
+    architectures: list[str] | None = None
+    dtype: Any = None
+    tie_word_embeddings: bool = True
+    is_encoder_decoder: bool = False
+    id2label: dict[int, str] | None = None
+    label2id: dict[str, int] | None = None
+    problem_type: str | None = None
+    return_dict: bool = True
+    output_attentions: bool = False
+    output_hidden_states: bool = False
+
+    def __init__(self, **values: Any) -> None:
+        values = dict(values)
+        self.name_or_path: str = str(values.pop("name_or_path", ""))
+        self.attn_implementation: str = values.pop("attn_implementation", None) or "sdpa"
+        if self.attn_implementation not in ATTENTION_IMPLEMENTATIONS:
+            raise ConfigError(
+                f"attn_implementation={self.attn_implementation!r}: accepted are {' and '.join(ATTENTION_IMPLEMENTATIONS)}."
+            )
+        for key in (*_RUNTIME_KEYS, "model_type"):
+            values.pop(key, None)
+        count = values.pop("num_labels", None)
+        older = values.pop("torch_dtype", None)
+        if values.get("dtype") is None and older is not None:
+            values["dtype"] = older
+        for name in self.field_names():
+            value = values.pop(name) if name in values else copy.copy(getattr(type(self), name))
+            setattr(self, name, value)
+        for name, value in values.items():
+            setattr(self, self.attribute_map.get(name, name), value)
+        if isinstance(self.dtype, torch.dtype):
+            self.dtype = str(self.dtype).removeprefix("torch.")
+        if isinstance(self.architectures, tuple):
+            self.architectures = list(self.architectures)
+        self._set_labels(count)
+        self._build_sub_configs()
+        self.validate()
+
+    @classmethod
+    def field_names(cls) -> list[str]:
+        """Names of all declared fields, base class first."""
+        names: dict[str, None] = {}
+        for parent in reversed(cls.__mro__):
+            for name, annotation in vars(parent).get("__annotations__", {}).items():
+                if not name.startswith("_") and "ClassVar" not in str(annotation):
+                    names[name] = None
+        return list(names)
+
+    def validate(self) -> None:
+        """Check the values of the fields; each family says what its fields may be."""
+
+    def require_int(self, low: int, high: int, *names: str) -> None:
+        """Raise ConfigError unless every named field is a whole number from `low` to `high`."""
+        for name in names:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+                raise ConfigError(f"{name}={str(value)[:60]!r}: accepted are whole numbers from {low:,} to {high:,}.")
+
+    def require_fraction(self, *names: str) -> None:
+        """Raise ConfigError unless every named field is a number from 0 to 1."""
+        for name in names:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value <= 1.0:
+                raise ConfigError(f"{name}={str(value)[:60]!r}: accepted are numbers from 0 to 1.")
+
+    # ------------------------------------------------------------------ labels
+
+    def _set_labels(self, count: int | None) -> None:
+        if self.id2label is not None:
+            self.id2label = {int(index): label for index, label in self.id2label.items()}
+        elif count is not None:
+            self.id2label = {index: f"LABEL_{index}" for index in range(count)}
+        if self.id2label is not None and self.label2id is None:
+            self.label2id = {label: index for index, label in self.id2label.items()}
+
+    @property
+    def num_labels(self) -> int:
+        """Number of classes of a classification head; 2 unless told."""
+        return 2 if self.id2label is None else len(self.id2label)
+
+    @num_labels.setter
+    def num_labels(self, count: int) -> None:
+        self.id2label = self.label2id = None
+        self._set_labels(count)
+
+    # ------------------------------------------------------------------ nested configurations and aliases
+
+    def _build_sub_configs(self) -> None:
+        for name, kind in self.sub_configs.items():
+            value = getattr(self, name, None)
+            if value is None:
+                setattr(self, name, kind(attn_implementation=self.attn_implementation))
+            elif isinstance(value, dict):
+                setattr(self, name, kind.from_dict(value, attn_implementation=self.attn_implementation))
+            elif not isinstance(value, kind):
+                raise ConfigError(f"{name} is a {type(value).__name__}; accepted are {kind.__name__} and dict.")
+
+    def __getattr__(self, name: str) -> Any:
+        # Only reached when normal lookup fails: an alias such as hidden_size -> d_model.
+        target = type(self).attribute_map.get(name)
+        if target is None:
+            raise AttributeError(f"{type(self).__name__} has no field {name!r}.")
+        return getattr(self, target)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(type(self).attribute_map.get(name, name), value)
+
+    def get_text_config(self, decoder: bool = False) -> PreTrainedConfig:
+        """The configuration of the part that writes text: a nested one where there is one, else this one."""
+        return getattr(self, "text_config", self) if "text_config" in self.sub_configs else self
+
+    # ------------------------------------------------------------------ in and out
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], return_unused_kwargs: bool = False, **overrides: Any) -> Any:
+        """A configuration from the content of a config.json, `overrides` winning over it.
+
+        With `return_unused_kwargs` those overrides that name no field come back beside it instead of being set.
+        """
+        values = {name: value for name, value in copy.deepcopy(values).items() if name not in _RUNTIME_KEYS}
+        unused = {}
+        if return_unused_kwargs:
+            known = {*cls.field_names(), *cls.attribute_map, "num_labels", "attn_implementation", "name_or_path"}
+            unused = {name: value for name, value in overrides.items() if name not in known and name not in values}
+        config = cls(**(values | {name: value for name, value in overrides.items() if name not in unused}))
+        return (config, unused) if return_unused_kwargs else config
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
+        """Read config.json of a folder or hub id.
+
+        Args:
+            pretrained_model_name_or_path: Folder, config file, hub id or bundled model.
+            **kwargs: Options of the hub (revision, token, cache_dir, local_files_only, subfolder, force_download),
+                fields to override, and return_unused_kwargs.
+
+        Raises:
+            CheckpointNotFoundError: No such folder, or the hub cannot be reached.
+            ConfigError: The file is broken, or describes another kind of model.
+        """
+        values = cls.get_config_dict(pretrained_model_name_or_path, kwargs)
+        model_type = values.get("model_type")
+        if cls.model_type and model_type != cls.model_type:
+            nested = [value for value in values.values() if isinstance(value, dict)]
+            match = [value for value in nested if value.get("model_type") == cls.model_type]
+            if model_type is not None and not match:
+                raise ConfigError(
+                    f"{pretrained_model_name_or_path}: config.json is of model type {model_type!r}, but "
+                    f"{cls.__name__} reads {cls.model_type!r}. AutoConfig picks the class that fits."
+                )
+            values = match[0] if match else values
+        return cls.from_dict(values, name_or_path=str(pretrained_model_name_or_path), **kwargs)
+
+    @staticmethod
+    def get_config_dict(name_or_path: str | os.PathLike[str], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The content of config.json, removing the hub's options from `kwargs`."""
+        source = Source.take(name_or_path, kwargs)
+        path = Path(name_or_path)
+        return read_json(path if path.is_file() else source.require(CONFIG_NAME))
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields and kept keys, nested configurations as dicts; the content of config.json."""
+        values: dict[str, Any] = {"model_type": self.model_type} if self.model_type else {}
+        for name, value in vars(self).items():
+            if name in _RUNTIME_KEYS:
+                continue
+            values[name] = value.to_dict() if isinstance(value, PreTrainedConfig) else copy.deepcopy(value)
+        for name in ("architectures", "id2label", "label2id", "problem_type",
+                     "return_dict", "output_attentions", "output_hidden_states"):  # fmt: skip
+            if values[name] == getattr(PreTrainedConfig, name):
+                del values[name]
+        if "id2label" in values:
+            values["id2label"] = {str(index): label for index, label in values["id2label"].items()}
+        return values
+
+    def to_json_string(self) -> str:
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
+        """Write config.json into a folder, made if need be.
+
+        Raises:
+            SaveError: The folder cannot be written.
+        """
+        write_json(make_folder(save_directory) / CONFIG_NAME, self.to_dict())
+
+    def update(self, values: dict[str, Any]) -> None:
+        """Set several attributes at once."""
+        for name, value in values.items():
+            setattr(self, name, value)
+
+    def copy(self) -> Self:
+        return copy.deepcopy(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        twin = object.__new__(type(self))
+        memo[id(self)] = twin
+        twin.__dict__.update({name: copy.deepcopy(value, memo) for name, value in vars(self).items()})
+        return twin
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self.to_dict() == other.to_dict()  # type: ignore[attr-defined]
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} {self.to_json_string()}"

@@ -1,0 +1,553 @@
+"""PreTrainedModel: from a folder to a model and back.
+
+The road in is straight: files -> config -> module on the meta device -> names and shapes compared with the files'
+headers -> tensors copied once into place -> tied weights tied -> eval. Nothing is read before everything fits.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from .config import ATTENTION_IMPLEMENTATIONS, PreTrainedConfig
+from .errors import CheckpointMismatchError, ConfigError, CorruptCheckpointError, UnsafeCheckpointError
+from .hub import Source, make_folder
+from .placement import dispatch, plan_devices
+from .weights import Checkpoint, find_checkpoint, parse_dtype, save_weights
+
+logger = logging.getLogger("audiomm.base.modeling")
+
+# Weights of checkpoints up to this size are looked through for NaN and infinity while loading.
+_VERIFY_BYTES = 2 * 2**30
+
+# Accepted for the sake of calls written for transformers; they ask for what is always done here, or for nothing.
+_NO_EFFECT = ("low_cpu_mem_usage", "trust_remote_code", "resume_download", "weights_only", "_fast_init")
+
+
+class PreTrainedModel(nn.Module):
+    """Base of all models.
+
+    A family's class declares:
+
+    Attributes:
+        config_class: Its configuration.
+        base_model_prefix: Name under which a model with a head keeps the model without; checkpoints of either load
+            into the other.
+        main_input_name: Name of the first argument of `forward`.
+        tied_weights: {name: the name whose tensor it shares}, when config.tie_word_embeddings is set.
+        new_weights: Prefixes of weights that a checkpoint may lack: a task head, initialised with a warning.
+        ignored_weights: Patterns of names in a checkpoint that this class has no use for.
+    """
+
+    config_class: ClassVar[type[PreTrainedConfig]] = PreTrainedConfig
+    base_model_prefix: ClassVar[str] = "model"
+    main_input_name: ClassVar[str] = "input_ids"
+    tied_weights: ClassVar[dict[str, str]] = {}
+    new_weights: ClassVar[tuple[str, ...]] = ()
+    ignored_weights: ClassVar[tuple[str, ...]] = ()
+    no_split_modules: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__()
+        if not isinstance(config, self.config_class):
+            raise ConfigError(
+                f"{type(self).__name__} is built from a {self.config_class.__name__}, not from a "
+                f"{type(config).__name__}. To load a folder or hub id use {type(self).__name__}.from_pretrained(...)."
+            )
+        self.config = config
+        self.name_or_path = config.name_or_path
+
+    # ------------------------------------------------------------------ initial weights
+
+    def post_init(self) -> None:
+        """Give this model's weights their initial values and tie those that are shared; the end of every __init__.
+
+        Models inside this one have done so for theirs.
+        """
+        if self.device.type != "meta":
+            for module in self._own_modules(self):
+                self.init_module(module)
+        self.tie_weights()
+
+    def init_weights(self) -> None:
+        """Give all weights their initial values anew."""
+        for module in self.modules():
+            self.init_module(module)
+
+    @classmethod
+    def _own_modules(cls, module: nn.Module) -> Iterator[nn.Module]:
+        yield module
+        for child in module.children():
+            if not isinstance(child, PreTrainedModel):
+                yield from cls._own_modules(child)
+
+    @torch.no_grad()
+    def init_module(self, module: nn.Module) -> None:
+        """Initial values of one module's own weights; a family overrides this."""
+
+    def tie_weights(self) -> None:
+        """Make shared weights one tensor."""
+        for name, source in self.active_ties().items():
+            parent, _, leaf = name.rpartition(".")
+            setattr(self.get_submodule(parent), leaf, self.get_parameter(source))
+
+    def active_ties(self) -> dict[str, str]:
+        """`tied_weights` if the configuration ties them, else nothing."""
+        return self.tied_weights if self.config.tie_word_embeddings else {}
+
+    # ------------------------------------------------------------------ facts
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(parameter.dtype for parameter in self.parameters() if parameter.is_floating_point())
+
+    def num_parameters(self, only_trainable: bool = False) -> int:
+        """Number of weights, shared ones counted once."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad or not only_trainable)
+
+    def get_memory_footprint(self) -> int:
+        """Bytes of all weights and buffers, shared ones counted once."""
+        return sum(t.numel() * t.element_size() for t in (*self.parameters(), *self.buffers()))
+
+    @property
+    def base_model(self) -> nn.Module:
+        """The model without its head; the model itself when it has none."""
+        return getattr(self, self.base_model_prefix, self)
+
+    def set_attn_implementation(self, attn_implementation: str) -> None:
+        """Choose "sdpa" or "eager" attention for all further calls.
+
+        Raises:
+            ConfigError: Another name was given.
+        """
+        if attn_implementation not in ATTENTION_IMPLEMENTATIONS:
+            raise ConfigError(
+                f"attn_implementation={attn_implementation!r}: accepted are {' and '.join(ATTENTION_IMPLEMENTATIONS)}."
+            )
+        self.config.attn_implementation = attn_implementation
+        for name in self.config.sub_configs:
+            getattr(self.config, name).attn_implementation = attn_implementation
+
+    # ------------------------------------------------------------------ embeddings and training switches
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The table of token embeddings."""
+        raise AttributeError(f"{type(self).__name__} reads no tokens, so it has no token embeddings.")
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        raise AttributeError(f"{type(self).__name__} reads no tokens, so it has no token embeddings.")
+
+    def get_output_embeddings(self) -> nn.Linear | None:
+        """The language-model head, or None."""
+        return None
+
+    def set_output_embeddings(self, value: nn.Linear) -> None:
+        raise AttributeError(f"{type(self).__name__} has no language-model head.")
+
+    @torch.no_grad()
+    def resize_token_embeddings(self, new_num_tokens: int, pad_to_multiple_of: int | None = None) -> nn.Embedding:
+        """Grow or shrink the vocabulary; kept rows keep their values, new rows are the mean of the old ones.
+
+        Args:
+            new_num_tokens: Rows wanted.
+            pad_to_multiple_of: Round the rows up to a multiple of this.
+        """
+        if pad_to_multiple_of:
+            new_num_tokens = -(-new_num_tokens // pad_to_multiple_of) * pad_to_multiple_of
+        old = self.get_input_embeddings()
+        weight = _resized_rows(old.weight, new_num_tokens)
+        table = nn.Embedding(new_num_tokens, old.embedding_dim, old.padding_idx, _weight=weight)
+        self.set_input_embeddings(table)
+        head = self.get_output_embeddings()
+        if head is not None:
+            wider = nn.Linear(head.in_features, new_num_tokens, bias=False, device="meta")
+            wider.weight = nn.Parameter(_resized_rows(head.weight, new_num_tokens))
+            self.set_output_embeddings(wider)
+        self.config.get_text_config().vocab_size = new_num_tokens
+        self.tie_weights()
+        return table
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+        """Recompute the layers' activations in the backward pass instead of keeping them."""
+        self._set_checkpointing(True)
+
+    def gradient_checkpointing_disable(self) -> None:
+        self._set_checkpointing(False)
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        return any(getattr(module, "gradient_checkpointing", False) for module in self.modules())
+
+    def _set_checkpointing(self, on: bool) -> None:
+        for module in self.modules():
+            if "gradient_checkpointing" in vars(module):
+                module.gradient_checkpointing = on
+
+    def enable_input_require_grads(self) -> None:
+        """Let gradients flow through frozen embeddings, as adapters under gradient checkpointing need."""
+        self.get_input_embeddings().register_forward_hook(lambda module, args, output: output.requires_grad_(True))
+
+    # ------------------------------------------------------------------ in
+
+    @classmethod
+    def _from_config(cls, config: PreTrainedConfig, **kwargs: Any) -> Self:
+        """A model with initial weights; kwargs: dtype, attn_implementation."""
+        if kwargs.get("attn_implementation"):
+            config.attn_implementation = kwargs["attn_implementation"]
+        model = cls(config)
+        dtype = parse_dtype(kwargs.get("dtype", kwargs.get("torch_dtype")))
+        return model if dtype is None else model.to(dtype)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        config: PreTrainedConfig | str | os.PathLike[str] | None = None,
+        dtype: str | torch.dtype | None = "auto",
+        device: str | torch.device | None = None,
+        device_map: Any = None,
+        attn_implementation: str | None = None,
+        output_loading_info: bool = False,
+        ignore_mismatched_sizes: bool = False,
+        strict: bool = True,
+        verify: bool | None = None,
+        variant: str | None = None,
+        use_safetensors: bool | None = None,
+        max_memory: dict[int | str, int | str] | None = None,
+        offload_folder: str | os.PathLike[str] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Load a model from a folder, a hub id or the name of a bundled model, in eval mode.
+
+        Args:
+            pretrained_model_name_or_path: Folder with config.json and safetensors, or hub id.
+            config: Configuration to use instead of the checkpoint's.
+            dtype: Type of the weights: "auto" is the one they are saved in; None is float32.
+            device: Where the model goes.
+            device_map: Placement by accelerate instead: "auto", a device, or {module name: device}.
+            attn_implementation: "sdpa" (default) or "eager".
+            output_loading_info: Return (model, report of names) instead of the model.
+            ignore_mismatched_sizes: Initialise weights of another shape anew, with a warning, instead of failing.
+            strict: False initialises missing weights anew and skips unknown ones, with a warning, instead of failing.
+            verify: Refuse NaN and infinite weights; None looks when the checkpoint is smaller than 2 GiB.
+            variant: Reads model.<variant>.safetensors.
+            use_safetensors: Only None and True are accepted; pickled weights are never read.
+            max_memory, offload_folder: For device_map.
+            **kwargs: Options of the hub (revision, token, cache_dir, local_files_only, subfolder, force_download) and
+                fields of the configuration to override.
+
+        Raises:
+            CheckpointError: Its subclasses say what is wrong with the files.
+            ConfigError: The configuration is wrong.
+            TypeError: An argument is not known.
+        """
+        if use_safetensors is False:
+            raise UnsafeCheckpointError("use_safetensors=False: pickled weights can run code and are never read.")
+        for name in _NO_EFFECT:
+            kwargs.pop(name, None)
+        dtype = kwargs.pop("torch_dtype", dtype)
+        source = Source.take(pretrained_model_name_or_path, kwargs)
+        config = cls._load_config(source, config, attn_implementation, kwargs)
+        checkpoint = find_checkpoint(source, variant)
+        with torch.device("meta"):
+            model = cls(config)
+        model.name_or_path = str(pretrained_model_name_or_path)
+        report = _compare(model, checkpoint)
+        fresh = report.settle(ignore_mismatched_sizes=ignore_mismatched_sizes, strict=strict)
+        target = _pick_dtype(dtype, config, checkpoint)
+        devices = plan_devices(model, device_map, device, target, max_memory)
+        if verify is None:
+            verify = checkpoint.bytes_on_disk < _VERIFY_BYTES
+        _fill(model, checkpoint, report.sources, target, devices, verify)
+        _initialise(model, fresh, target, devices)
+        model.tie_weights()
+        model.config.dtype = str(target).removeprefix("torch.")
+        model.load_side_files(source)
+        model.eval()
+        dispatch(model, devices, offload_folder)
+        return (model, report.to_dict()) if output_loading_info else model
+
+    @classmethod
+    def _load_config(
+        cls, source: Source, config: Any, attn_implementation: str | None, overrides: dict[str, Any]
+    ) -> PreTrainedConfig:
+        if isinstance(config, PreTrainedConfig):
+            config = config.copy()
+            if overrides:
+                config.update(overrides)
+        else:
+            options = {name: value for name, value in vars(source).items() if name != "name" and value}
+            name = source.name if config is None else config
+            config, unknown = cls.config_class.from_pretrained(name, return_unused_kwargs=True, **options, **overrides)
+            if unknown:
+                raise TypeError(
+                    f"from_pretrained() got {', '.join(map(repr, unknown))}, which is neither one of its arguments "
+                    f"nor a field of {cls.config_class.__name__}."
+                )
+        if attn_implementation is not None:
+            if attn_implementation not in ATTENTION_IMPLEMENTATIONS:
+                raise ConfigError(
+                    f"attn_implementation={attn_implementation!r}: accepted are "
+                    f"{' and '.join(ATTENTION_IMPLEMENTATIONS)}."
+                )
+            for part in (config, *(getattr(config, name) for name in config.sub_configs)):
+                part.attn_implementation = attn_implementation
+        return config
+
+    def load_side_files(self, source: Source) -> None:
+        """Read what lies beside the weights (generation_config.json); models that generate override this."""
+
+    def save_side_files(self, folder: Path) -> None:
+        """Write what lies beside the weights; models that generate override this."""
+
+    # ------------------------------------------------------------------ out
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        *,
+        is_main_process: bool = True,
+        state_dict: dict[str, Tensor] | None = None,
+        max_shard_size: int | str = "5GB",
+        variant: str | None = None,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Write config.json and safetensors into a folder that `from_pretrained` here and in transformers reads.
+
+        Args:
+            save_directory: The folder; made if need be.
+            is_main_process: False writes nothing, for all but one process of a distributed job.
+            state_dict: Weights to save instead of the model's own.
+            max_shard_size: Largest file, in bytes or as "5GB"; larger checkpoints are split and get an index.
+            variant: Writes model.<variant>.safetensors.
+            push_to_hub: Upload the folder afterwards; kwargs: repo_id, token, private, commit_message.
+
+        Raises:
+            SaveError: The folder cannot be written. What stood there before stays whole.
+        """
+        if not is_main_process:
+            return
+        folder = make_folder(save_directory)
+        weights = self.state_dict() if state_dict is None else dict(state_dict)
+        for name in self.active_ties():
+            weights.pop(name, None)
+        config = self.config.copy()
+        config.architectures = [type(self).__name__]
+        config.dtype = str(self.dtype).removeprefix("torch.")
+        save_weights(weights, folder, max_shard_size, variant)
+        self.save_side_files(folder)
+        config.save_pretrained(folder)
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", folder.name), folder=folder, **kwargs)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        folder: str | os.PathLike[str] | None = None,
+        token: str | None = None,
+        private: bool = False,
+        commit_message: str = "Upload model",
+    ) -> str:
+        """Upload the model to the hub, making the repository if need be.
+
+        Returns:
+            Address of the commit.
+        """
+        import tempfile
+
+        from huggingface_hub import HfApi
+
+        if folder is None:
+            with tempfile.TemporaryDirectory() as temporary:
+                self.save_pretrained(temporary)
+                return self.push_to_hub(
+                    repo_id, folder=temporary, token=token, private=private, commit_message=commit_message
+                )
+        api = HfApi(token=token)
+        repo = api.create_repo(repo_id, private=private, exist_ok=True)
+        return str(api.upload_folder(repo_id=repo.repo_id, folder_path=folder, commit_message=commit_message))
+
+
+def _resized_rows(weight: Tensor, rows: int) -> Tensor:
+    kept = weight[:rows]
+    if rows <= len(weight):
+        return kept.clone()
+    return torch.cat((kept, weight.float().mean(0, keepdim=True).to(weight.dtype).expand(rows - len(weight), -1)))
+
+
+# ---------------------------------------------------------------------- comparing names and shapes
+
+
+class LoadingReport:
+    """Which tensor of the checkpoint goes where, and what does not fit."""
+
+    def __init__(self, model: PreTrainedModel, checkpoint: Checkpoint) -> None:
+        self.model, self.checkpoint = model, checkpoint
+        #: name in the model -> name in the checkpoint
+        self.sources: dict[str, str] = {}
+        self.missing: list[str] = []
+        self.unexpected: list[str] = []
+        #: (name in the model, shape in the checkpoint, shape in the model)
+        self.mismatched: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = []
+
+    def to_dict(self) -> dict[str, list[Any]]:
+        return {
+            "missing_keys": self.missing,
+            "unexpected_keys": self.unexpected,
+            "mismatched_keys": self.mismatched,
+            "error_msgs": [],
+        }
+
+    def settle(self, *, ignore_mismatched_sizes: bool, strict: bool) -> list[str]:
+        """Raise for everything that is not excused; return the names of the weights to initialise anew."""
+        model, kind = self.model, type(self.model).__name__
+        heads = [name for name in self.missing if name.startswith(model.new_weights)] if model.new_weights else []
+        missing = [name for name in self.missing if name not in heads]
+        problems = []
+        if missing and strict:
+            problems.append(f"{len(missing)} of {len(self.missing) + len(self.sources)} weights are missing: "
+                            f"{_listed(missing)}")  # fmt: skip
+        if self.unexpected and strict:
+            problems.append(f"{len(self.unexpected)} are not part of the model: {_listed(self.unexpected)}")
+        if self.mismatched and not ignore_mismatched_sizes:
+            shapes = [f"{name} is {list(found)}, needed {list(needed)}" for name, found, needed in self.mismatched]
+            problems.append(f"{len(shapes)} have another shape: {_listed(shapes)} "
+                            "(ignore_mismatched_sizes=True starts these from initial values)")  # fmt: skip
+        if problems:
+            raise CheckpointMismatchError(
+                f"the weights of {self.checkpoint.name!r} do not fit {kind}: {'; '.join(problems)}.{self._hint()}"
+            )
+        fresh = [*self.missing, *(name for name, _, _ in self.mismatched)]
+        if fresh:
+            logger.warning(
+                "%s: %d weights start from initial values and need training: %s.", kind, len(fresh), _listed(fresh)
+            )
+        if self.unexpected:
+            logger.warning("%s: %d weights are skipped: %s.", kind, len(self.unexpected), _listed(self.unexpected))
+        return fresh
+
+    def _hint(self) -> str:
+        heads = {name.split(".")[0] for name in self.unexpected}
+        if len(heads) == 1 and self.unexpected and not self.sources:
+            return f" All names in the file start with {heads.pop() + '.'!r}: was it saved from a wrapper?"
+        return " Is it a checkpoint of this class and these sizes? strict=False loads what fits and initialises the rest."
+
+
+def _compare(model: PreTrainedModel, checkpoint: Checkpoint) -> LoadingReport:
+    report = LoadingReport(model, checkpoint)
+    needed = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    for name in model.active_ties():
+        needed.pop(name, None)
+    known = _translate(model, set(needed), list(checkpoint.shapes))
+    for name, shape in needed.items():
+        source = known.pop(name, None)
+        if source is None:
+            report.missing.append(name)
+        elif checkpoint.shapes[source] != shape:
+            report.mismatched.append((name, checkpoint.shapes[source], shape))
+        else:
+            report.sources[name] = source
+    patterns = [re.compile(pattern) for pattern in (*model.ignored_weights, *map(re.escape, model.active_ties()))]
+    report.unexpected = [name for name in known if not any(pattern.match(name) for pattern in patterns)]
+    return report
+
+
+def _translate(model: PreTrainedModel, needed: set[str], names: list[str]) -> dict[str, str]:
+    """{name in the model: name in the file}: a model with a head and one without read each other's files."""
+    prefix = model.base_model_prefix + "."
+    in_model = any(name.startswith(prefix) for name in needed)
+    in_file = any(name.startswith(prefix) for name in names)
+    if in_model and not in_file:
+        return {name if name in needed or prefix + name not in needed else prefix + name: name for name in names}
+    if in_file and not in_model:
+        return {name.removeprefix(prefix): name for name in names}
+    return {name: name for name in names}
+
+
+def _listed(names: list[str], count: int = 12) -> str:
+    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
+
+
+# ---------------------------------------------------------------------- filling the model
+
+
+def _pick_dtype(dtype: Any, config: PreTrainedConfig, checkpoint: Checkpoint) -> torch.dtype:
+    if dtype != "auto":
+        return parse_dtype(dtype) or torch.float32
+    if config.dtype is not None:
+        return parse_dtype(config.dtype) or torch.float32
+    names = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+    found = {names[kind] for kind in checkpoint.dtypes.values() if kind in names}
+    return found.pop() if len(found) == 1 else torch.float32
+
+
+def _fill(
+    model: PreTrainedModel,
+    checkpoint: Checkpoint,
+    sources: dict[str, str],
+    dtype: torch.dtype,
+    devices: dict[str, Any],
+    verify: bool,
+) -> None:
+    names = {source: name for name, source in sources.items()}
+    for source, tensor in checkpoint.tensors(list(names)):
+        if not tensor.is_floating_point():
+            raise CheckpointMismatchError(
+                f"{source} in {checkpoint.name!r} is of type {checkpoint.dtypes[source]}; floating point is needed."
+            )
+        if verify and not bool(torch.isfinite(tensor).all()):
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise CorruptCheckpointError(
+                f"{source} in {checkpoint.files[source]}: {bad:,} of {tensor.numel():,} values are NaN or infinite. "
+                "verify=False loads them all the same."
+            )
+        _assign(model, names[source], tensor.to(device=_device_of(names[source], devices), dtype=dtype))
+
+
+def _initialise(model: PreTrainedModel, fresh: list[str], dtype: torch.dtype, devices: dict[str, Any]) -> None:
+    """Initial values for the weights in `fresh`, and only for them."""
+    touched: dict[str, list[str]] = {}
+    for name in fresh:
+        parent, _, leaf = name.rpartition(".")
+        touched.setdefault(parent, []).append(leaf)
+        shape = model.get_parameter(name).shape
+        _assign(model, name, torch.empty(shape, dtype=dtype, device=_device_of(name, devices)))
+    for parent, leaves in touched.items():
+        module = model.get_submodule(parent)
+        kept = {n: p.detach().clone() for n, p in module.named_parameters(recurse=False) if n not in leaves}
+        model.init_module(module)
+        for name, value in kept.items():
+            if not value.is_meta:
+                module.get_parameter(name).data.copy_(value)
+
+
+def _assign(model: PreTrainedModel, name: str, tensor: Tensor) -> None:
+    parent, _, leaf = name.rpartition(".")
+    module = model.get_submodule(parent)
+    if leaf in module._parameters:
+        # Every loaded weight can be trained, Whisper's sinusoidal positions too: fine-tuning then takes the same path
+        # as in transformers, whose loaded models do the same (seen in its golden SGD steps).
+        module._parameters[leaf] = nn.Parameter(tensor)
+    else:
+        module._buffers[leaf] = tensor
+
+
+def _device_of(name: str, devices: dict[str, Any]) -> Any:
+    """The device of the longest module name in `devices` that `name` lies under; disk goes through the CPU."""
+    best = max((key for key in devices if key == "" or name == key or name.startswith(key + ".")), key=len)
+    return "cpu" if devices[best] == "disk" else devices[best]

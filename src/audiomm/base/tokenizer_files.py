@@ -1,0 +1,138 @@
+"""The files of a tokenizer: tokenizer.json and its neighbours, read and written.
+
+The layout is that of transformers: tokenizer.json (the `tokenizers` library's own format) holds the vocabulary,
+tokenizer_config.json the settings; special_tokens_map.json and added_tokens.json are older neighbours, still read.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer
+
+from .errors import ConfigError
+from .hub import Source, atomic_write, make_folder, read_json, write_json
+
+TOKENIZER_FILE = "tokenizer.json"
+CONFIG_FILE = "tokenizer_config.json"
+TEMPLATE_FILE = "chat_template.jinja"
+
+#: A vocabulary of 262,144 entries with its merges takes 34 MB; anything far beyond is not a tokenizer.
+MAX_TOKENIZER_BYTES = 64 * 2**20
+
+#: Settings that say where the files were, not what the tokenizer is.
+_NOT_SAVED = frozenset(
+    {"added_tokens_decoder", "vocab_file", "merges_file", "normalizer_file", "tokenizer_file", "name_or_path", "is_local"}
+    | {"local_files_only", "special_tokens_map_file", "_commit_hash", "backend", "extra_special_tokens"}
+)
+
+
+def read_settings(source: Source) -> dict[str, Any]:
+    """Everything the JSON files beside the vocabulary say, special tokens as plain strings.
+
+    tokenizer_config.json wins over special_tokens_map.json; `added_tokens_decoder` collects the added tokens of both
+    that file and added_tokens.json as {id: AddedToken}.
+    """
+    config_path = source.find(CONFIG_FILE)
+    settings = read_json(config_path) if config_path else {}
+    map_path = source.find("special_tokens_map.json")
+    if map_path:
+        settings = {**read_json(map_path), **settings}
+    special = _contents(settings)
+    added = {int(number): added_token(token) for number, token in settings.pop("added_tokens_decoder", {}).items()}
+    added_path = source.find("added_tokens.json")
+    for token, number in (read_json(added_path) if added_path else {}).items():
+        added.setdefault(number, AddedToken(token, normalized=False, special=token in special))
+    settings = {name: token_text(value) for name, value in settings.items()}
+    settings["added_tokens_decoder"] = dict(sorted(added.items()))
+    template_path = source.find(TEMPLATE_FILE)
+    if template_path:
+        settings["chat_template"] = template_path.read_text(encoding="utf-8")
+    return settings
+
+
+def read_backend(path: Path | str) -> Tokenizer:
+    """The `tokenizers.Tokenizer` in a tokenizer.json.
+
+    Raises:
+        ConfigError: The file is too large, or not a tokenizer.
+    """
+    size = Path(path).stat().st_size
+    if size > MAX_TOKENIZER_BYTES:
+        raise ConfigError(f"{path} has {size:,} bytes; a tokenizer has at most {MAX_TOKENIZER_BYTES:,}.")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception for whatever is wrong inside
+        raise ConfigError(f"{path} is not a readable tokenizer: {str(error)[:200]}") from error
+
+
+def write_tokenizer(folder: str | Path, backend: Tokenizer, settings: dict[str, Any]) -> list[str]:
+    """Write tokenizer.json, tokenizer_config.json and, for one chat template, chat_template.jinja.
+
+    Raises:
+        SaveError: The folder cannot be made or written.
+    """
+    place = make_folder(folder)
+    with atomic_write(place / TOKENIZER_FILE) as temporary:
+        temporary.write_text(backend.to_str(pretty=True), encoding="utf-8")
+    settings = {name: value for name, value in settings.items() if name not in _NOT_SAVED}
+    written = [place / TOKENIZER_FILE, place / CONFIG_FILE]
+    template = settings.pop("chat_template", None)
+    if isinstance(template, str):
+        with atomic_write(place / TEMPLATE_FILE) as temporary:
+            temporary.write_text(template, encoding="utf-8")
+        written.append(place / TEMPLATE_FILE)
+    elif template:
+        settings["chat_template"] = [{"name": name, "template": text} for name, text in template.items()]
+    write_json(place / CONFIG_FILE, _checked_json(settings))
+    return [str(path) for path in written]
+
+
+def token_text(value: Any) -> Any:
+    """A special token's text, whether written as a string, as {"content": ...} or as an AddedToken; lists likewise."""
+    if isinstance(value, AddedToken):
+        return value.content
+    if isinstance(value, dict) and isinstance(value.get("content"), str):
+        return value["content"]
+    if isinstance(value, (list, tuple)):
+        return [token_text(item) for item in value]
+    return value
+
+
+def added_token(value: Any, special: bool = False) -> AddedToken:
+    """An AddedToken from its text, its JSON form or itself.
+
+    Raises:
+        TypeError: `value` is none of those.
+    """
+    if isinstance(value, AddedToken):
+        return value
+    if isinstance(value, str):
+        return AddedToken(value, normalized=not special, special=special)
+    if isinstance(value, dict) and isinstance(value.get("content"), str):
+        flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
+        return AddedToken(value["content"], **{flag: bool(value[flag]) for flag in flags if flag in value})
+    raise TypeError(f"a token to add must be a string or an AddedToken, not {type(value).__name__}.")
+
+
+def _contents(settings: dict[str, Any]) -> set[str]:
+    """The texts of all special tokens named in `settings`."""
+    texts = set()
+    for name, value in settings.items():
+        values = token_text(value)
+        if name.endswith("_token") and isinstance(values, str):
+            texts.add(values)
+        elif name.endswith("special_tokens") and isinstance(values, (list, dict)):
+            texts.update(values if isinstance(values, list) else values.values())
+    return texts
+
+
+def _checked_json(settings: dict[str, Any]) -> dict[str, Any]:
+    for name, value in settings.items():
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"the tokenizer's setting {name}={value!r} cannot be written as JSON: {error}") from error
+    return settings

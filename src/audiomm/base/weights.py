@@ -1,0 +1,230 @@
+"""Safetensors in and out: single files, shards with an index, checks before anything is read, one copy in memory.
+
+Weights are memory-mapped; each tensor is copied once, into the type and place it is asked for, so loading costs at
+most one copy of the checkpoint. Pickled checkpoints are refused: reading them can run code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .errors import CheckpointNotFoundError, CorruptCheckpointError, MissingShardError, SaveError, UnsafeCheckpointError
+from .hub import Source, atomic_write, read_json, write_json
+
+WEIGHTS_NAME = "model.safetensors"
+INDEX_NAME = "model.safetensors.index.json"
+_PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "tf_model.h5", "flax_model.msgpack")
+
+
+@dataclass
+class Checkpoint:
+    """The files of one checkpoint and which tensor lies in which.
+
+    Attributes:
+        files: File of every tensor, by name.
+        shapes: Shape of every tensor, by name.
+    """
+
+    name: str
+    files: dict[str, Path] = field(default_factory=dict)
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    dtypes: dict[str, str] = field(default_factory=dict)
+
+    def tensors(self, names: Iterator[str] | list[str]) -> Iterator[tuple[str, Tensor]]:
+        """The named tensors, memory-mapped, file by file."""
+        by_file: dict[Path, list[str]] = {}
+        for name in names:
+            by_file.setdefault(self.files[name], []).append(name)
+        for path, members in by_file.items():
+            with _open(path) as handle:
+                for name in members:
+                    yield name, handle.get_tensor(name)
+
+    @property
+    def bytes_on_disk(self) -> int:
+        return sum(path.stat().st_size for path in set(self.files.values()))
+
+
+def find_checkpoint(source: Source, variant: str | None = None) -> Checkpoint:
+    """The weights of a folder or hub repository, single or sharded; only headers are read.
+
+    Raises:
+        CheckpointNotFoundError: There are no weights.
+        UnsafeCheckpointError: There are only pickled weights, or the index points outside the folder.
+        MissingShardError: Files that the index names are missing.
+        CorruptCheckpointError: A file or the index is broken.
+    """
+    weights, index = _with_variant(WEIGHTS_NAME, variant), _with_variant(INDEX_NAME, variant)
+    path = source.find(weights)
+    if path is not None:
+        return _read_headers(str(source.name), {path.name: path})
+    index_path = source.find(index)
+    if index_path is not None:
+        return _read_sharded(source, index_path)
+    pickled = [name for name in _PICKLED if source.find(name) is not None]
+    if pickled:
+        raise UnsafeCheckpointError(
+            f"{str(source.name)!r} holds only {', '.join(pickled)}, which cannot be read without the risk of running "
+            f"code from the file. Ask for {weights}, or convert it in a place you trust and save it as safetensors."
+        )
+    raise CheckpointNotFoundError(f"{str(source.name)!r} holds neither {weights} nor {index}: there are no weights.")
+
+
+def _with_variant(filename: str, variant: str | None) -> str:
+    return filename if variant is None else filename.replace("model.safetensors", f"model.{variant}.safetensors", 1)
+
+
+def _read_sharded(source: Source, index_path: Path) -> Checkpoint:
+    content = read_json(index_path)
+    weight_map = content.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CorruptCheckpointError(f"{index_path}: weight_map is missing or empty; it names the file of each tensor.")
+    shards = sorted(set(map(str, weight_map.values())))
+    strange = [name for name in shards if Path(name).name != name or "\0" in name or not name.endswith(".safetensors")]
+    if strange:
+        raise UnsafeCheckpointError(
+            f"{index_path} names {strange[0]!r}; only names of .safetensors files beside the index are accepted."
+        )
+    found = {name: source.find(name) for name in shards}
+    missing = [name for name, path in found.items() if path is None]
+    if missing:
+        raise MissingShardError(
+            f"{len(missing)} of {len(shards)} weight files of {str(source.name)!r} are missing: {', '.join(missing)}. "
+            "The download may be cut short; fetch these files again."
+        )
+    checkpoint = _read_headers(str(source.name), {name: path for name, path in found.items() if path is not None})
+    misplaced = [
+        f"{name} (said to be in {shard}, found in {checkpoint.files[name].name if name in checkpoint.files else 'none'})"
+        for name, shard in weight_map.items()
+        if name not in checkpoint.files or checkpoint.files[name].name != shard
+    ]
+    if misplaced:
+        raise CorruptCheckpointError(
+            f"{index_path}: {len(misplaced)} of {len(weight_map)} tensors are not where it says: {_some(misplaced)}."
+        )
+    return checkpoint
+
+
+def _read_headers(name: str, paths: dict[str, Path]) -> Checkpoint:
+    checkpoint = Checkpoint(name)
+    for path in paths.values():
+        _refuse_duplicate_names(path)
+        with _open(path) as handle:
+            for tensor in handle.keys():  # noqa: SIM118: safe_open is not a dict
+                view = handle.get_slice(tensor)
+                checkpoint.files[tensor] = path
+                checkpoint.shapes[tensor] = tuple(view.get_shape())
+                checkpoint.dtypes[tensor] = view.get_dtype()
+    return checkpoint
+
+
+def _open(path: Path) -> safe_open:
+    try:
+        return safe_open(path, framework="pt", device="cpu")
+    except (SafetensorError, OSError) as error:
+        size = path.stat().st_size
+        raise CorruptCheckpointError(
+            f"{path} ({size:,} bytes) is not a whole safetensors file: {error}. The download may be cut short; delete "
+            "the file and fetch it again."
+        ) from error
+
+
+def _refuse_duplicate_names(path: Path) -> None:
+    """A header that names a tensor twice is legal JSON and would silently mean the last one."""
+
+    def distinct(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        names = [name for name, _ in pairs]
+        if len(set(names)) != len(names):
+            double = next(name for name in names if names.count(name) > 1)
+            raise CorruptCheckpointError(f"{path}: its header names {double!r} twice.")
+        return dict(pairs)
+
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        if 2 <= size <= min(100_000_000, os.fstat(file.fileno()).st_size - 8):
+            try:
+                json.loads(file.read(size), object_pairs_hook=distinct)
+            except (ValueError, RecursionError) as error:
+                raise CorruptCheckpointError(f"{path}: its header is not readable: {str(error)[:120]}.") from error
+
+
+def save_weights(
+    tensors: dict[str, Tensor], folder: Path, max_shard_size: int | str = "5GB", variant: str | None = None
+) -> list[str]:
+    """Write tensors as one safetensors file, or as shards with an index when they are larger than `max_shard_size`.
+
+    Files of an earlier save that are no longer part of the checkpoint are removed once the new ones stand.
+
+    Returns:
+        Names of the files written.
+
+    Raises:
+        SaveError: The disk is full or the folder cannot be written; earlier files stay whole.
+    """
+    limit = parse_size(max_shard_size)
+    shards: list[dict[str, Tensor]] = [{}]
+    used = total = 0
+    for name in sorted(tensors):
+        size = tensors[name].numel() * tensors[name].element_size()
+        if shards[-1] and used + size > limit:
+            shards.append({})
+            used = 0
+        shards[-1][name] = tensors[name].detach().contiguous()
+        used += size
+        total += size
+    base = _with_variant(WEIGHTS_NAME, variant)
+    count = len(shards)
+    stem = base.removesuffix(".safetensors")
+    names = [base] if count == 1 else [f"{stem}-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+    for name, shard in zip(names, shards, strict=True):
+        with atomic_write(folder / name) as temporary:
+            try:
+                save_file(shard, temporary, metadata={"format": "pt"})
+            except SafetensorError as error:
+                raise SaveError(f"{folder / name} could not be written: {error}") from error
+    index = folder / _with_variant(INDEX_NAME, variant)
+    if count == 1:
+        index.unlink(missing_ok=True)
+    else:
+        weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+        write_json(index, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    for old in (*folder.glob(f"{stem}-*-of-*.safetensors"), folder / base):
+        if old.name not in names:
+            old.unlink(missing_ok=True)
+    return names
+
+
+def parse_size(size: int | str) -> int:
+    """Bytes of "5GB", "200MB", "1GiB" or a number."""
+    if isinstance(size, int):
+        return size
+    units = {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9, "B": 1}
+    text = size.strip().upper()
+    for unit, factor in units.items():
+        number = text.removesuffix(unit)
+        if number != text and number.replace(".", "", 1).isdigit():
+            return int(float(number) * factor)
+    raise SaveError(f"max_shard_size={size!r}: accepted are a number of bytes and texts like '5GB' or '200MB'.")
+
+
+def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """A torch type from its name ("bfloat16"), or None for None."""
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype
+    found = getattr(torch, str(dtype).removeprefix("torch."), None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise TypeError(f"dtype={dtype!r}: accepted are float32, bfloat16, float16, float64, 'auto' and None.")
+    return found
+
+
+def _some(names: list[str], count: int = 5) -> str:
+    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")

@@ -1,0 +1,104 @@
+"""`audiomm info`: what a model is and what it needs, from its config and the headers of its weights."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from math import prod
+from typing import Any
+
+import torch
+
+from ..auto import FAMILIES, AutoConfig
+from ..base.errors import CheckpointNotFoundError
+from ..base.hub import Source
+from ..base.weights import Checkpoint, find_checkpoint
+
+#: Fields of a config that say how large the model is, in the order of printing.
+_SIZES = (
+    "vocab_size",
+    "d_model",
+    "hidden_size",
+    "encoder_layers",
+    "decoder_layers",
+    "num_hidden_layers",
+    "encoder_attention_heads",
+    "decoder_attention_heads",
+    "encoder_ffn_dim",
+    "decoder_ffn_dim",
+    "num_mel_bins",
+    "max_source_positions",
+    "max_target_positions",
+)
+_DTYPES = {"float32": 4, "bfloat16 / float16": 2}
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the facts, one a line."""
+    for name, value in facts(arguments.model, arguments.revision):
+        print(f"{name:22} {value}")
+    return 0
+
+
+def facts(name: str, revision: str | None = None) -> list[tuple[str, str]]:
+    """Names and values about a model; nothing is downloaded but its config.
+
+    Raises:
+        CheckpointError: There is no such model, or its files are broken.
+        ConfigError: Its config is wrong or of an unknown family.
+    """
+    config = AutoConfig.from_pretrained(name, **({} if revision is None else {"revision": revision}))
+    model = _without_weights(config)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    found = [("model", name), ("architecture", type(model).__name__), ("model_type", config.model_type)]
+    mapped = set(config.attribute_map)
+    found += [(size, f"{getattr(config, size):,}") for size in _SIZES if hasattr(config, size) and size not in mapped]
+    found.append(("parameters", f"{parameters:,}"))
+    try:
+        found += _stored(find_checkpoint(Source(name, revision=revision, local_files_only=True)))
+    except CheckpointNotFoundError:
+        found.append(("weights", "not on this machine"))
+    found += [(f"memory {dtype}", f"{_bytes(parameters * size)} of weights") for dtype, size in _DTYPES.items()]
+    cache = sum(_cache_numbers(spec, config) for spec in model.cache_specs()) if hasattr(model, "cache_specs") else 0
+    if cache:
+        found += [(f"cache {dtype}", f"{_bytes(cache * size)} for one sequence") for dtype, size in _DTYPES.items()]
+    return found
+
+
+def _without_weights(config: Any) -> Any:
+    """The model on the meta device, where tensors have shapes and nothing else."""
+    family = FAMILIES[config.model_type]
+    names = [name for name in config.architectures or () if name in family.models.values()]
+    wanted = names[0] if names else family.models["AutoModel"]
+    with torch.device("meta"):
+        model = family.load(wanted)(config)
+    model.tie_weights()
+    return model
+
+
+def _stored(checkpoint: Checkpoint) -> list[tuple[str, str]]:
+    counts: Counter[str] = Counter()
+    for tensor, dtype in checkpoint.dtypes.items():
+        counts[dtype] += prod(checkpoint.shapes[tensor])
+    dtypes = ", ".join(f"{count:,} numbers in {dtype}" for dtype, count in counts.most_common())
+    found = [("weights", f"{len(checkpoint.shapes):,} tensors, {dtypes}")]
+    for path in sorted(set(checkpoint.files.values())):
+        found.append(("file", f"{path.name}, {_bytes(path.stat().st_size)}"))
+    return found
+
+
+def _cache_numbers(spec: Any, config: Any) -> int:
+    """Keys and values of one layer when a sequence is as long as it can be."""
+    if spec.shared_with is not None:
+        return 0
+    length = getattr(config, "max_target_positions", None) or getattr(config, "max_position_embeddings", 0)
+    kept = min(length, spec.window or length) + (spec.cross_length or 0)
+    return int(2 * spec.kv_heads * spec.head_dim * kept)
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            break
+        count /= 1024
+    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

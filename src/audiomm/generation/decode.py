@@ -1,0 +1,282 @@
+"""The state of a decoding run and its single steps: what greedy, sampling and beam search share.
+
+The state is one visible dataclass (after gemma's `SamplingState`); a step is tensors in, tensors out. Whether all
+rows are done is read from the device one step late, so that the next step is already under way: the answer is exact,
+the step too many is dropped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..base.errors import GenerationError, NumericalError
+from ..base.outputs import GenerateOutput, ModelOutput
+from .config import GenerationConfig
+from .logits import LogitsProcessorList
+from .sampling import Generators
+from .stopping import StoppingCriteriaList
+
+
+class DecoderCache(Protocol):
+    """The keys and values of the tokens so far."""
+
+    @property
+    def length(self) -> int:
+        """Slots in use."""
+
+    def repeat(self, count: int) -> Any:
+        """Row i becomes rows i * count ... i * count + count - 1."""
+
+    def reorder(self, index: Tensor) -> Any:
+        """Row i becomes what row index[i] was."""
+
+    def crop(self, length: int) -> Any:
+        """Forget slots from `length` on."""
+
+
+class Decoder(Protocol):
+    """What generation asks of a model."""
+
+    config: Any
+
+    def make_cache(self, batch: int, *, max_length: int | None, fixed: bool) -> Any:
+        """An empty cache for `batch` rows, growing or of a fixed size."""
+
+    def prefill(
+        self, input_ids: Tensor, cache: Any, *, attention_mask: Tensor | None = None, **model_inputs: Any
+    ) -> ModelOutput:
+        """Run encoders and the prompt (rows, length); .logits is (rows, 1 or length, vocabulary)."""
+
+    def step(self, input_ids: Tensor, cache: Any, **flags: Any) -> ModelOutput:
+        """Run one more token a row (rows, 1); .logits is (rows, 1, vocabulary)."""
+
+
+@dataclass
+class DecodeRequest:
+    """Everything a loop needs to know, settled before the first step.
+
+    Attributes:
+        model: The decoder.
+        prompt: (batch, length) int64 token ids.
+        prompt_mask: (batch, length), 0 at left padding; None when nothing is padded.
+        model_inputs: What only prefill takes (audio features, encoder outputs, ...).
+        config: Options, with defaults filled in.
+        processors, warpers: Applied in this order; log-probabilities are taken between the two.
+        stopping: Criteria besides the length.
+        max_length: Length limit in tokens, prompt included.
+        pad_token: What rows that are done go on with.
+        streamer: Takes tokens as they come.
+        generators: Where random numbers come from.
+        logprobs: Whether to sum up the log-probabilities of the chosen tokens.
+    """
+
+    model: Decoder
+    prompt: Tensor
+    prompt_mask: Tensor | None
+    model_inputs: dict[str, Any]
+    config: GenerationConfig
+    processors: LogitsProcessorList
+    warpers: LogitsProcessorList
+    stopping: StoppingCriteriaList
+    max_length: int
+    pad_token: int
+    streamer: Any = None
+    generators: Generators = None
+    logprobs: bool = False
+
+    @property
+    def flags(self) -> dict[str, bool]:
+        """What prefill and step are asked to hand out besides logits."""
+        names = ("output_attentions", "output_hidden_states")
+        return {name: True for name in names if getattr(self.config, name)}
+
+
+@dataclass
+class DecodeState:
+    """Where a run of `rows` sequences stands.
+
+    Attributes:
+        tokens: (rows, max_length) int64 buffer, prompt first, then what was generated, then padding.
+        length: Tokens in use, the same for all rows.
+        prompt_length: Of these, tokens that were given.
+        finished: (rows,) bool.
+        cache: The model's keys and values.
+        logprobs: (rows,) float32 sum over chosen tokens, or None when not asked for.
+        live_steps: () int64, steps that began with a row that was not done: what counts, as a stop is seen late.
+        trouble: (rows,) int64: 0, or 2 * step + 2 where no token could be chosen, + 1 where that was due to NaN.
+    """
+
+    tokens: Tensor
+    length: int
+    prompt_length: int
+    finished: Tensor
+    cache: Any
+    logprobs: Tensor | None
+    live_steps: Tensor
+    trouble: Tensor
+
+    @property
+    def ids(self) -> Tensor:
+        """(rows, length) the tokens in use, a view."""
+        return self.tokens[:, : self.length]
+
+    def append(self, tokens: Tensor) -> None:
+        """Write one token a row (rows,)."""
+        self.tokens[:, self.length] = tokens
+        self.length += 1
+
+
+#: GenerateOutput field <- the field of a step's output it is collected from.
+_PER_STEP = {
+    "attentions": "attentions",
+    "hidden_states": "hidden_states",
+    "decoder_attentions": "decoder_attentions",
+    "decoder_hidden_states": "decoder_hidden_states",
+    "cross_attentions": "cross_attentions",
+}
+_ONCE = ("encoder_attentions", "encoder_hidden_states")
+
+
+@dataclass
+class Record:
+    """What is collected for the caller on the way, one entry a step."""
+
+    config: GenerationConfig
+    steps: dict[str, list[Any]] = field(default_factory=dict)
+    once: dict[str, Any] = field(default_factory=dict)
+
+    def add_output(self, output: ModelOutput, copies: int = 1) -> None:
+        """Keep the attentions and hidden states of a step; rows of a prefill are repeated `copies` times."""
+        for name in _ONCE:
+            if output.get(name) is not None:
+                self.once[name] = output[name]
+        for name, source in _PER_STEP.items():
+            layers = output.get(source)
+            if layers is not None:
+                if copies > 1:
+                    layers = tuple(layer.repeat_interleave(copies, dim=0) for layer in layers)
+                self.steps.setdefault(name, []).append(layers)
+
+    def add_scores(self, logits: Tensor, scores: Tensor) -> None:
+        """Keep a step's scores and logits, (rows, vocabulary) each, where the config asks for them."""
+        if self.config.output_scores:
+            self.steps.setdefault("scores", []).append(scores)
+        if self.config.output_logits:
+            self.steps.setdefault("logits", []).append(logits)
+
+    def into(self, output: GenerateOutput, steps: int) -> GenerateOutput:
+        """Fill `output` with the first `steps` entries."""
+        for name, entries in self.steps.items():
+            setattr(output, name, tuple(entries[:steps]))
+        for name, value in self.once.items():
+            setattr(output, name, value)
+        return output
+
+
+class StopFlag:
+    """Tells whether all rows are done: at once on the CPU, one step late on a device that works ahead."""
+
+    def __init__(self, device: torch.device, at_once: bool) -> None:
+        self._lags = device.type == "cuda" and not at_once
+        self._pending: tuple[Tensor, torch.cuda.Event] | None = None
+
+    def is_set(self, finished: Tensor) -> bool:
+        """True when all of `finished` (rows,) hold, or held a step ago."""
+        if not self._lags:
+            return bool(finished.all())
+        pending = self._pending
+        if pending is not None:
+            pending[1].synchronize()
+            if bool(pending[0]):
+                return True
+        copied = torch.empty((), dtype=torch.bool, pin_memory=True)
+        copied.copy_(finished.all(), non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        self._pending = (copied, event)
+        return False
+
+
+def start(request: DecodeRequest, copies: int, record: Record) -> tuple[DecodeState, Tensor]:
+    """Run the prompt once a batch item and repeat what came out for `copies` rows each.
+
+    Returns:
+        The state, and the logits (batch * copies, vocabulary) of the first new token, float32.
+    """
+    prompt, config = request.prompt, request.config
+    rows, prompt_length = prompt.shape
+    fixed = config.cache_implementation not in (None, "dynamic", "dynamic_full")
+    limit = request.max_length if config.max_cache_len is None else max(request.max_length, config.max_cache_len)
+    cache = request.model.make_cache(rows, max_length=limit, fixed=fixed)
+    output = request.model.prefill(
+        prompt, cache, attention_mask=request.prompt_mask, **request.model_inputs, **request.flags
+    )
+    logits = last_logits(output)
+    record.add_output(output, copies)
+    if copies > 1:
+        cache.repeat(copies)
+        logits = logits.repeat_interleave(copies, dim=0)
+        prompt = prompt.repeat_interleave(copies, dim=0)
+    rows, device = rows * copies, logits.device
+    tokens = torch.full((rows, request.max_length), request.pad_token, dtype=torch.long, device=device)
+    tokens[:, :prompt_length] = prompt
+    state = DecodeState(
+        tokens=tokens,
+        length=prompt_length,
+        prompt_length=prompt_length,
+        finished=torch.zeros(rows, dtype=torch.bool, device=device),
+        cache=cache,
+        logprobs=torch.zeros(rows, dtype=torch.float32, device=device) if request.logprobs else None,
+        live_steps=torch.zeros((), dtype=torch.long, device=device),
+        trouble=torch.zeros(rows, dtype=torch.long, device=device),
+    )
+    return state, logits
+
+
+def advance(request: DecodeRequest, state: DecodeState, record: Record) -> Tensor:
+    """Run the newest token of each row; logits (rows, vocabulary) of the next one, float32."""
+    newest = state.tokens[:, state.length - 1 : state.length]
+    output = request.model.step(newest, state.cache, **request.flags)
+    record.add_output(output)
+    return last_logits(output)
+
+
+def last_logits(output: ModelOutput) -> Tensor:
+    """(rows, vocabulary) float32 logits after the last token."""
+    return output["logits"][:, -1].float()
+
+
+def note_trouble(state: DecodeState, picked: Tensor) -> None:
+    """Mark rows whose picked score (rows,) is no number, and end them; nothing is read from the device."""
+    bad = ~(picked > -torch.inf) & ~state.finished
+    code = 2 * (state.length - state.prompt_length) + 2 + picked.isnan().long()
+    state.trouble = torch.where(bad & (state.trouble == 0), code, state.trouble)
+    state.finished = state.finished | bad
+
+
+def raise_trouble(state: DecodeState) -> None:
+    """Complain about the first row in which no token could be chosen.
+
+    Raises:
+        NumericalError: The scores held NaN.
+        GenerationError: The processors forbade every token.
+    """
+    codes = state.trouble.tolist()
+    row = next((row for row, code in enumerate(codes) if code), None)
+    if row is None:
+        return
+    step, is_nan = codes[row] // 2 - 1, codes[row] % 2
+    where = f"row {row} step {step} (after {state.prompt_length + step} tokens)"
+    if is_nan:
+        raise NumericalError(
+            f"{where}: the scores of the next token hold NaN, so no token can be chosen. Check the inputs for NaN or "
+            "infinity and the dtype for overflow (bfloat16 or float32 instead of float16)."
+        )
+    raise GenerationError(
+        f"{where}: every token is forbidden, so none can be chosen. Loosen suppress_tokens, bad_words_ids, "
+        "no_repeat_ngram_size, min_length or the other rules that were set."
+    )

@@ -1,0 +1,278 @@
+"""GenerationMixin.generate(): settles what is to be done and hands it to `generate_tokens`."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import inspect
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..base.errors import GenerationError
+from ..base.outputs import GenerateOutput, ModelOutput
+from .build import build_processors
+from .config import GenerationConfig
+from .fields import FIELDS
+from .logits import LogitsProcessorList
+from .sampling import Generators
+from .stopping import StoppingCriteriaList
+from .tokens import generate_tokens, length_limit
+
+logger = logging.getLogger("audiomm.generation")
+
+#: How many tokens are generated when nobody says.
+DEFAULT_NEW_TOKENS = 20
+
+#: Arguments of forward() that generation makes itself.
+_OWN = {"self", "past_key_values", "labels", "use_cache", "cache_position", "return_dict", "kwargs", "cache"}
+
+
+class GenerationMixin:
+    """Gives a model `generate()`; the model brings the methods of `decode.Decoder`."""
+
+    config: Any
+    generation_config: GenerationConfig
+
+    def can_generate(self) -> bool:
+        """True: this class can."""
+        return True
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        logits_processor: Iterable[Any] | None = None,
+        stopping_criteria: Iterable[Any] | None = None,
+        prefix_allowed_tokens_fn: Callable[[int, Tensor], Sequence[int]] | None = None,
+        synced_gpus: bool | None = None,
+        assistant_model: Any = None,
+        streamer: Any = None,
+        tokenizer: Any = None,
+        generator: Generators = None,
+        **kwargs: Any,
+    ) -> Tensor | GenerateOutput:
+        """Continue prompts token by token.
+
+        The model is put into eval mode for the call; do not move it or change its mode meanwhile.
+
+        Args:
+            inputs: Decoder-only: (batch, length) int64 prompt, the same as input_ids=. Encoder-decoder: the
+                encoder's main input (for Whisper input_features).
+            generation_config: Options; what it leaves unset comes from the model's own generation_config.
+            logits_processor: Further rules, applied after those of the options.
+            stopping_criteria: Further criteria.
+            prefix_allowed_tokens_fn: Function (batch index, tokens so far) -> allowed token ids.
+            synced_gpus: Accepted for programs that pass it; each process here ends when its own rows are done.
+            assistant_model: A draft model, where the model takes one.
+            streamer: Takes tokens as they come (see `streamers`).
+            tokenizer: Needed for stop_strings.
+            generator: Source of random numbers; a list gives every row its own.
+            **kwargs: Fields of GenerationConfig (they win over all configs), and inputs of the model.
+
+        Returns:
+            (rows, length) int64 token ids, padded at the right, with the prompt for decoder-only models and the
+            decoder's start token for encoder-decoders; a GenerateOutput with return_dict_in_generate.
+
+        Raises:
+            GenerationError: An option or a combination is impossible, or a keyword is not known.
+            NumericalError: The model gave NaN.
+        """
+        try:
+            with _eval_mode(self):
+                config, model_inputs = self._resolve(generation_config, kwargs)
+                if assistant_model is not None or config.prompt_lookup_num_tokens is not None:
+                    name = "assistant_model" if assistant_model is not None else "prompt_lookup_num_tokens"
+                    raise GenerationError(f"{name}: {type(self).__name__} does not take drafts; leave it unset.")
+                prompt, mask, model_inputs = self._prepare_prompt(inputs, config, model_inputs)
+                config = _settle_lengths(config, prompt, model_inputs)
+                processors = build_processors(
+                    config,
+                    prompt_length=prompt.shape[1],
+                    max_length=length_limit(config, prompt.shape[1]),
+                    prompt_mask=mask,
+                    encoder_input_ids=self._encoder_ids(prompt, model_inputs),
+                    prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
+                    user_processors=logits_processor or (),
+                )
+                output = generate_tokens(
+                    self,  # type: ignore[arg-type]
+                    prompt,
+                    config,
+                    model_inputs=model_inputs,
+                    prompt_mask=mask,
+                    processors=LogitsProcessorList(processors),
+                    stopping=StoppingCriteriaList(stopping_criteria or ()),
+                    tokenizer=tokenizer,
+                    streamer=streamer,
+                    generator=generator,
+                )
+        except BaseException:
+            # Whoever reads from the streamer in another thread must not wait for ever.
+            if streamer is not None:
+                streamer.end()
+            raise
+        if not config.return_dict_in_generate:
+            assert output.sequences is not None, "a loop always returns sequences"
+            return output.sequences
+        return output
+
+    def _resolve(
+        self, generation_config: GenerationConfig | None, kwargs: dict[str, Any]
+    ) -> tuple[GenerationConfig, dict[str, Any]]:
+        """Options from call, argument and model, with defaults filled in; and the keywords that are model inputs.
+
+        Raises:
+            GenerationError: A keyword is neither an option nor an input of the model.
+        """
+        config = getattr(self, "generation_config", None) or GenerationConfig.from_model_config(self.config)
+        if generation_config is not None:
+            config = config.overlaid(generation_config)
+        names = input_names(self)
+        options = {name: value for name, value in kwargs.items() if name in FIELDS or name not in names}
+        config = copy.deepcopy(config)
+        unknown = sorted(config.update(**options))
+        if unknown:
+            raise GenerationError(_unknown_keyword(unknown[0], names))
+        if config.max_new_tokens is None and config.max_length is None:
+            config.max_new_tokens = DEFAULT_NEW_TOKENS
+        elif config.max_new_tokens is not None and options.get("max_length") is not None:
+            logger.warning(
+                "max_new_tokens=%d and max_length=%d are both set; max_new_tokens wins.",
+                config.max_new_tokens,
+                config.max_length,
+            )
+        config = config.filled()
+        config.check_runnable()
+        inputs = {name: value for name, value in kwargs.items() if name not in options and value is not None}
+        return config, inputs
+
+    def _prepare_prompt(
+        self, inputs: Tensor | None, config: GenerationConfig, model_inputs: dict[str, Any]
+    ) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
+        """The decoder's prompt (batch, length), its mask, and what else prefill is to get."""
+        device = next(self.parameters()).device  # type: ignore[attr-defined]
+        inputs_left = dict(model_inputs)
+        main = getattr(self, "main_input_name", "input_ids")
+        if inputs is not None:
+            if inputs_left.get(main) is not None:
+                raise GenerationError(f"{main} was passed twice, as `inputs` and by name: pass it once.")
+            inputs_left[main] = inputs
+        if getattr(self.config, "is_encoder_decoder", False):
+            # What decoder-only models call attention_mask is the encoder's here.
+            if "attention_mask" in inputs_left:
+                inputs_left["encoder_attention_mask"] = inputs_left.pop("attention_mask")
+            mask = inputs_left.pop("decoder_attention_mask", None)
+            prompt = inputs_left.pop("decoder_input_ids", None)
+            if prompt is None:
+                prompt = _start_tokens(config, _batch_size(inputs_left, main))
+        else:
+            mask = inputs_left.pop("attention_mask", None)
+            prompt = inputs_left.pop("input_ids", None)
+            if prompt is None and "inputs_embeds" in inputs_left:
+                prompt = torch.zeros((_batch_size(inputs_left, main), 0), dtype=torch.long)
+            elif prompt is None:
+                prompt = _start_tokens(config, 1)
+            elif mask is None:
+                mask = _mask_from_padding(prompt, config)
+        return prompt.to(device), mask, inputs_left
+
+    def _encoder_ids(self, prompt: Tensor, model_inputs: dict[str, Any]) -> Tensor | None:
+        """The token ids that the rules about the encoder's input look at; a decoder-only model's prompt counts."""
+        if not getattr(self.config, "is_encoder_decoder", False):
+            return prompt
+        ids = model_inputs.get("input_ids")
+        return ids if isinstance(ids, Tensor) and ids.dim() == 2 and not ids.is_floating_point() else None
+
+
+def input_names(model: Any) -> set[str]:
+    """The keywords that the model's forward() and prefill() take, those that generation makes itself left out."""
+    names: set[str] = set()
+    for method in (getattr(model, "forward", None), getattr(model, "prefill", None)):
+        if method is not None:
+            names.update(inspect.signature(method).parameters)
+    return names - _OWN
+
+
+def _unknown_keyword(name: str, inputs: set[str]) -> str:
+    if name in _OWN:
+        return f"{name} cannot be passed to generate(): it makes its own. Leave it out."
+    near = difflib.get_close_matches(name, sorted({*FIELDS, *inputs}), n=1)
+    hint = f"did you mean {near[0]!r}?" if near else "check the spelling."
+    return f"{name!r} is neither a generation option nor an input of this model; {hint}"
+
+
+def _settle_lengths(config: GenerationConfig, prompt: Tensor, model_inputs: dict[str, Any]) -> GenerationConfig:
+    """When the prompt is given as embeddings, limits that count it are lowered by its length."""
+    embeddings = model_inputs.get("inputs_embeds")
+    if embeddings is None or prompt.shape[1] or config.max_new_tokens is not None:
+        return config
+    length = embeddings.shape[1]
+    if (config.max_length or 0) <= length:
+        raise GenerationError(
+            f"the prompt has {length} embeddings, but max_length={config.max_length} counts prompt and new tokens "
+            "together: raise max_length, or set max_new_tokens."
+        )
+    config.max_length = (config.max_length or 0) - length
+    config.min_length = max(0, (config.min_length or 0) - length)
+    return config
+
+
+def _batch_size(inputs: dict[str, Any], main: str) -> int:
+    """Items in the batch, from the main input, or the encoder's outputs or embeddings that stand in for it.
+
+    Raises:
+        GenerationError: There is no input.
+    """
+    for name in (main, "inputs_embeds", "encoder_outputs"):
+        value = inputs.get(name)
+        if isinstance(value, (ModelOutput, tuple, list)) and len(value):
+            value = value[0]
+        if isinstance(value, Tensor):
+            return int(value.shape[0])
+    raise GenerationError(f"there is nothing to generate from: pass {main}.")
+
+
+def _start_tokens(config: GenerationConfig, batch: int) -> Tensor:
+    """A prompt of the start token alone, (batch, 1).
+
+    Raises:
+        GenerationError: The config has no start token, or a list that does not fit the batch.
+    """
+    start = config.decoder_start_token_id if config.decoder_start_token_id is not None else config.bos_token_id
+    if start is None:
+        raise GenerationError(
+            "there is no prompt, and neither decoder_start_token_id nor bos_token_id says what to start from: pass "
+            "a prompt, or set one of them in the generation config."
+        )
+    ids = torch.as_tensor(start, dtype=torch.long).flatten()
+    if len(ids) not in (1, batch):
+        raise GenerationError(f"decoder_start_token_id holds {len(ids)} ids for a batch of {batch}: pass one or {batch}.")
+    return ids.expand(batch).clone()[:, None]
+
+
+def _mask_from_padding(prompt: Tensor, config: GenerationConfig) -> Tensor | None:
+    """A mask that hides pad tokens, where these can be told from end tokens; else None."""
+    pad = config.pad_token_id
+    if pad is None or pad in config.eos_ids:
+        return None
+    mask = prompt != pad
+    return None if bool(mask.all()) else mask
+
+
+@contextmanager
+def _eval_mode(model: Any) -> Iterator[None]:
+    """Eval mode inside the block; modules that were in training mode are so again after it."""
+    training = [module for module in model.modules() if module.training] if isinstance(model, nn.Module) else []
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

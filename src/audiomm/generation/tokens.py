@@ -1,0 +1,158 @@
+"""generate_tokens: from a prompt and settled options to tokens; what generate() and Whisper's windows call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..base.errors import GenerationError, ShapeError
+from ..base.outputs import GenerateOutput
+from .beam import beam_search
+from .build import build_stopping, build_warpers
+from .config import GenerationConfig
+from .decode import Decoder, DecodeRequest
+from .logits import LogitsProcessorList
+from .sample import sample
+from .sampling import Generators
+from .stopping import StoppingCriteriaList
+
+
+def generate_tokens(
+    model: Decoder,
+    prompt: Tensor,
+    config: GenerationConfig,
+    *,
+    model_inputs: dict[str, Any] | None = None,
+    prompt_mask: Tensor | None = None,
+    processors: LogitsProcessorList | None = None,
+    stopping: StoppingCriteriaList | None = None,
+    tokenizer: Any = None,
+    streamer: Any = None,
+    generator: Generators = None,
+    logprobs: bool = False,
+) -> GenerateOutput:
+    """Continue prompts token by token: greedy, sampling or beam search, as the config says.
+
+    End tokens, max_time and stop_strings of the config are heeded, and when sampling its warpers are applied after
+    `processors`; of the other rules only those in `processors` are (see `build.build_processors`).
+
+    Args:
+        model: The decoder; see `decode.Decoder`.
+        prompt: (batch, length) int64 token ids, left-padded where they differ in length.
+        config: Options; defaults are filled in here.
+        model_inputs: Passed on to `model.prefill` (audio features, encoder outputs, ...).
+        prompt_mask: (batch, length), 0 at padding.
+        processors: Rules applied to the scores of every step.
+        stopping: Criteria besides those of the config.
+        tokenizer: Needed for stop_strings.
+        streamer: Takes the prompt and then the tokens as they come.
+        generator: Source of random numbers; a list gives every row its own.
+        logprobs: Fill `logprobs` of the output: the sum of the log-probabilities of the chosen tokens, the end token
+            included, after `processors` and before the warpers (so at temperature 1). The config's
+            `output_logprobs` asks for the same.
+
+    Returns:
+        Output with `sequences` (rows, length), prompt included; rows = batch x num_return_sequences.
+
+    Raises:
+        GenerationError: The options do not fit together or leave no token to choose.
+        NumericalError: The model gave NaN.
+        ShapeError: Prompt and mask do not fit.
+    """
+    config = config.filled()
+    config.check_runnable()
+    prompt_mask = _check_prompt(prompt, prompt_mask, (model_inputs or {}).get("inputs_embeds"))
+    request = DecodeRequest(
+        model=model,
+        prompt=prompt,
+        prompt_mask=prompt_mask,
+        model_inputs=dict(model_inputs or {}),
+        config=config,
+        processors=LogitsProcessorList(processors or ()),
+        warpers=build_warpers(config),
+        stopping=build_stopping(config, tokenizer, stopping or ()),
+        max_length=length_limit(config, prompt.shape[1]),
+        pad_token=_pad_token(config),
+        streamer=streamer,
+        generators=generator,
+        logprobs=logprobs or bool(config.output_logprobs),
+    )
+    _check_generators(request)
+    if request.config.num_beams == 1:
+        if streamer is not None:
+            streamer.put(prompt.repeat_interleave(config.num_return_sequences or 1, dim=0).cpu())
+        output = sample(request)
+        if streamer is not None:
+            streamer.end()
+        return output
+    if streamer is not None:
+        raise GenerationError(
+            f"a streamer cannot follow a search with num_beams={request.config.num_beams}, which may still change its "
+            "mind about earlier tokens: pass num_beams=1 or no streamer."
+        )
+    return beam_search(request)
+
+
+def length_limit(config: GenerationConfig, prompt_length: int) -> int:
+    """The length limit in tokens, prompt included; max_new_tokens wins over max_length.
+
+    Raises:
+        GenerationError: The prompt leaves no room for a token.
+    """
+    if config.max_new_tokens is not None:
+        return prompt_length + config.max_new_tokens
+    limit = config.max_length or 20
+    if prompt_length >= limit:
+        raise GenerationError(
+            f"the prompt has {prompt_length} tokens, but max_length={limit} counts prompt and new tokens together: "
+            "raise max_length, or set max_new_tokens."
+        )
+    return limit
+
+
+def _check_prompt(prompt: Tensor, mask: Tensor | None, embeddings: Tensor | None) -> Tensor | None:
+    """The mask as bool, or None when it hides nothing; it covers the embeddings when they stand for the prompt."""
+    if prompt.dim() != 2 or prompt.is_floating_point() or prompt.shape[0] == 0:
+        raise ShapeError(
+            f"the prompt has shape {tuple(prompt.shape)} and dtype {prompt.dtype}: pass token ids, integers, shaped "
+            "(batch, length) with a batch of at least 1."
+        )
+    if mask is None:
+        return None
+    shape = prompt.shape if embeddings is None else embeddings.shape[:2]
+    if mask.shape != shape:
+        raise ShapeError(
+            f"attention_mask has shape {tuple(mask.shape)}, but the prompt has {tuple(shape)}: one entry per prompt "
+            "token is needed."
+        )
+    mask = mask.to(device=prompt.device, dtype=torch.bool)
+    if mask.shape[1] == 0 or bool(mask.all()):
+        return None
+    if not bool(mask[:, -1].all()):
+        row = int((~mask[:, -1]).nonzero()[0])
+        raise GenerationError(
+            f"row {row} of attention_mask ends in 0: prompts of different lengths are padded at the left for "
+            "generation. Tokenize with padding_side='left'."
+        )
+    return mask
+
+
+def _pad_token(config: GenerationConfig) -> int:
+    """What rows that are done go on with: the pad token, else the first end token, else 0."""
+    if config.pad_token_id is not None:
+        return int(config.pad_token_id)
+    return config.eos_ids[0] if config.eos_ids else 0
+
+
+def _check_generators(request: DecodeRequest) -> None:
+    """A list of generators must hold one per row."""
+    if not isinstance(request.generators, (list, tuple)):
+        return
+    rows = request.prompt.shape[0] * (request.config.num_return_sequences or 1)
+    if len(request.generators) != rows or request.config.num_beams != 1:
+        raise GenerationError(
+            f"{len(request.generators)} generators were passed for {rows} rows: pass one per row (beams take a single "
+            "one), or a single generator for all."
+        )

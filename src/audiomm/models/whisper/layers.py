@@ -1,0 +1,163 @@
+"""The blocks of Whisper: attention, encoder layer, decoder layer.
+
+Module names are the checkpoint's names. Source: arXiv:2212.04356; the pre-norm transformer of arXiv:1706.03762.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ...layers.attention import attend, attend_eager
+from ...layers.cache import Cache, PassThrough
+from ...layers.masks import Mask
+from .config import WhisperConfig
+
+#: What may stand in an encoder layer of a float16 model before the largest number is reached.
+_FLOAT16_LIMIT = torch.finfo(torch.float16).max - 1000
+
+
+def activation(name: str) -> Callable[[Tensor], Tensor]:
+    """The activation of the feed-forward parts, by its name in the configuration."""
+    return {
+        "gelu": functional.gelu,
+        "gelu_new": lambda hidden: functional.gelu(hidden, approximate="tanh"),
+        "relu": functional.relu,
+        "silu": functional.silu,
+    }[name]
+
+
+class WhisperAttention(nn.Module):
+    """Multi-head attention; keys have no bias."""
+
+    def __init__(self, width: int, heads: int, dropout: float, config: WhisperConfig) -> None:
+        super().__init__()
+        self.heads, self.head_dim = heads, width // heads
+        self.scale = self.head_dim**-0.5
+        self.dropout = dropout
+        self.config = config
+        self.k_proj = nn.Linear(width, width, bias=False)
+        self.v_proj = nn.Linear(width, width)
+        self.q_proj = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
+
+    def pair(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (rows, heads, length, head_dim) of hidden states (rows, length, width)."""
+        return self._heads(self.k_proj(hidden)), self._heads(self.v_proj(hidden))
+
+    def _heads(self, hidden: Tensor) -> Tensor:
+        return hidden.unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)
+
+    def read(
+        self,
+        hidden: Tensor,
+        pair: tuple[Tensor, Tensor],
+        mask: Mask = None,
+        head_mask: Tensor | None = None,
+        weights_wanted: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """What `hidden` (rows, length, width) reads from keys and values, and the weights if they are wanted."""
+        # The scale is applied to the queries before the kernel, which is where low-precision models had it in training.
+        queries = self._heads(self.q_proj(hidden) * self.scale)
+        dropout = self.dropout if self.training else 0.0
+        weights = None
+        if weights_wanted or head_mask is not None or self.config.attn_implementation == "eager":
+            attended, weights = attend_eager(
+                queries, *pair, mask, scale=1.0, dropout=dropout, head_mask=head_mask
+            )
+        else:
+            attended = attend(queries, *pair, mask, scale=1.0, dropout=dropout)
+        return self.out_proj(attended.transpose(1, 2).flatten(2)), weights if weights_wanted else None
+
+
+class WhisperEncoderLayer(nn.Module):
+    """Self-attention over the whole window and a feed-forward part, each after a norm and added to the stream."""
+
+    def __init__(self, config: WhisperConfig) -> None:
+        super().__init__()
+        width = config.d_model
+        self.self_attn = WhisperAttention(width, config.encoder_attention_heads, config.attention_dropout, config)
+        self.self_attn_layer_norm = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, config.encoder_ffn_dim)
+        self.fc2 = nn.Linear(config.encoder_ffn_dim, width)
+        self.final_layer_norm = nn.LayerNorm(width)
+        self.dropout, self.activation_dropout = config.dropout, config.activation_dropout
+        self.act = activation(config.activation_function)
+
+    def forward(
+        self, hidden: Tensor, head_mask: Tensor | None = None, weights_wanted: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        normed = self.self_attn_layer_norm(hidden)
+        attended, weights = self.self_attn.read(
+            normed, self.self_attn.pair(normed), None, head_mask, weights_wanted
+        )
+        hidden = hidden + functional.dropout(attended, self.dropout, self.training)
+        hidden = hidden + feed_forward(self, hidden)
+        if hidden.dtype == torch.float16:
+            hidden = hidden.clamp(-_FLOAT16_LIMIT, _FLOAT16_LIMIT)
+        return hidden, weights
+
+
+class WhisperDecoderLayer(nn.Module):
+    """Causal self-attention, attention to the encoder's output, and a feed-forward part."""
+
+    def __init__(self, config: WhisperConfig) -> None:
+        super().__init__()
+        width = config.d_model
+        self.self_attn = WhisperAttention(width, config.decoder_attention_heads, config.attention_dropout, config)
+        self.self_attn_layer_norm = nn.LayerNorm(width)
+        self.encoder_attn = WhisperAttention(width, config.decoder_attention_heads, config.attention_dropout, config)
+        self.encoder_attn_layer_norm = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, config.decoder_ffn_dim)
+        self.fc2 = nn.Linear(config.decoder_ffn_dim, width)
+        self.final_layer_norm = nn.LayerNorm(width)
+        self.dropout, self.activation_dropout = config.dropout, config.activation_dropout
+        self.act = activation(config.activation_function)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        index: int,
+        cache: Cache | PassThrough,
+        mask: Mask,
+        encoder_hidden: Tensor | None,
+        head_mask: Tensor | None = None,
+        cross_head_mask: Tensor | None = None,
+        weights_wanted: bool = False,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """One layer.
+
+        Args:
+            hidden: (rows, new tokens, width).
+            index: Which layer this is, for the cache.
+            cache: Holds the earlier tokens' keys and values.
+            mask: Who sees whom among the tokens.
+            encoder_hidden: (audios, positions, width); rows may be a multiple of audios. None without an encoder, or
+                once the cache holds its keys and values.
+
+        Returns:
+            The new hidden states, and the weights of self- and cross-attention if they are wanted.
+        """
+        normed = self.self_attn_layer_norm(hidden)
+        pair = cache.update(index, *self.self_attn.pair(normed))
+        attended, weights = self.self_attn.read(normed, pair, mask, head_mask, weights_wanted)
+        hidden = hidden + functional.dropout(attended, self.dropout, self.training)
+        cross_weights = None
+        cross = cache.cross(index)
+        if cross is None and encoder_hidden is not None:
+            cross = cache.set_cross(index, *self.encoder_attn.pair(encoder_hidden))
+        if cross is not None:
+            normed = self.encoder_attn_layer_norm(hidden)
+            attended, cross_weights = self.encoder_attn.read(normed, cross, None, cross_head_mask, weights_wanted)
+            hidden = hidden + functional.dropout(attended, self.dropout, self.training)
+        return hidden + feed_forward(self, hidden), weights, cross_weights
+
+
+def feed_forward(layer: WhisperEncoderLayer | WhisperDecoderLayer, hidden: Tensor) -> Tensor:
+    """The feed-forward part of a layer, without the residual."""
+    hidden = layer.act(layer.fc1(layer.final_layer_norm(hidden)))
+    hidden = layer.fc2(functional.dropout(hidden, layer.activation_dropout, layer.training))
+    return functional.dropout(hidden, layer.dropout, layer.training)

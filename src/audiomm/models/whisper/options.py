@@ -1,0 +1,225 @@
+"""What one transcription is to do: languages, start tokens, thresholds and limits, settled before the first window."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...base.errors import GenerationError
+from ...generation import GenerationConfig
+from .config import WhisperConfig
+from .languages import LANGUAGES, language_code
+
+#: New tokens in a window with timestamps, unless the caller says otherwise: half the decoder's length, as OpenAI has it.
+TIMESTAMPED_TOKENS = 224
+#: Tokens of earlier text that a window's prompt holds at most.
+PROMPT_TOKENS = 223
+#: Above this temperature a text is too free to be the next window's context.
+RESET_TEMPERATURE = 0.5
+
+TASKS = ("transcribe", "translate")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of one call of generate(), beyond those of GenerationConfig.
+
+    Attributes:
+        timestamps: Predict timestamp tokens.
+        temperatures: Tried in turn until a window's text is good enough; 0 is greedy or beam search.
+        compression_ratio_threshold: Text that compresses better than this repeats itself.
+        logprob_threshold: Text whose tokens are on average less likely than this (natural log) is not trusted.
+        no_speech_threshold: Windows whose no-speech probability is above this are skipped.
+        condition_on_prev_tokens: Each window's prompt is the text before it.
+        prompt_ids: (length,) tokens of a prompt, <|startofprev|> first; None without.
+        prompt_condition_type: The prompt stands before the "first-segment" or before "all-segments".
+        window_frames: Frames of one window.
+        return_token_timestamps: Find the time of every token.
+    """
+
+    timestamps: bool
+    temperatures: tuple[float | None, ...]
+    compression_ratio_threshold: float | None
+    logprob_threshold: float | None
+    no_speech_threshold: float | None
+    condition_on_prev_tokens: bool
+    prompt_ids: Tensor | None
+    prompt_condition_type: str
+    window_frames: int
+    return_token_timestamps: bool = False
+
+    def __post_init__(self) -> None:
+        if self.prompt_condition_type not in {"first-segment", "all-segments"}:
+            raise GenerationError(
+                f"prompt_condition_type={self.prompt_condition_type!r}: accepted are 'first-segment' and 'all-segments'."
+            )
+        if self.prompt_ids is not None and (self.prompt_ids.dim() != 1 or not len(self.prompt_ids)):
+            raise GenerationError(
+                f"prompt_ids is of shape {tuple(self.prompt_ids.shape)}; tokens of shape (length,) are needed, as "
+                "get_prompt_ids(text, return_tensors='pt') gives them."
+            )
+        for temperature in self.temperatures:
+            if temperature is not None and temperature < 0:
+                raise GenerationError(f"temperature={temperature}: 0 (greedy) or a number above it is needed.")
+
+    @property
+    def uses_fallback(self) -> bool:
+        return self.compression_ratio_threshold is not None or self.logprob_threshold is not None
+
+
+def ladder(temperature: Any, config: GenerationConfig) -> tuple[float | None, ...]:
+    """The temperatures to try; None stands for what the config alone says."""
+    if temperature is None:
+        return (None,)
+    steps = tuple(temperature) if isinstance(temperature, tuple | list) else (temperature,)
+    if not steps:
+        raise GenerationError("temperature is an empty list; a number or at least one number is needed.")
+    return tuple(float(step) for step in steps)
+
+
+def config_for(config: GenerationConfig, temperature: float | None, prompt_length: int, limit: int) -> GenerationConfig:
+    """The options of one decoding pass.
+
+    Args:
+        config: Options of the call, filled in.
+        temperature: Of this pass; 0 is greedy or beam search, None leaves sampling to the config.
+        prompt_length: Tokens of the prompt, padding included.
+        limit: New tokens at most.
+    """
+    config = config.filled()
+    if temperature is not None:
+        config.do_sample = temperature > 0
+        config.temperature = temperature if temperature > 0 else 1.0
+    if config.do_sample:
+        config.num_beams = 1
+    config.max_length = prompt_length + limit
+    config.max_new_tokens = None
+    return config
+
+
+def new_token_limit(config: GenerationConfig, model: WhisperConfig, prompt_length: int, timestamps: bool) -> int:
+    """New tokens that a pass may generate.
+
+    Raises:
+        GenerationError: max_new_tokens asks for more than the decoder has positions.
+    """
+    room = model.max_target_positions - prompt_length
+    if config.max_new_tokens is not None:
+        if config.max_new_tokens > room:
+            raise GenerationError(
+                f"max_new_tokens={config.max_new_tokens} and a prompt of {prompt_length} tokens make "
+                f"{config.max_new_tokens + prompt_length}, but the decoder has max_target_positions="
+                f"{model.max_target_positions}: at most max_new_tokens={max(room, 0)} fits."
+            )
+        return config.max_new_tokens
+    if config.max_length is not None and config.max_length < model.max_target_positions:
+        # As in transformers the start tokens and the text before them do not count.
+        return max(1, min(config.max_length - 1, room))
+    return min(TIMESTAMPED_TOKENS, room) if timestamps else room
+
+
+# ---------------------------------------------------------------------- start tokens
+
+
+def is_multilingual(config: GenerationConfig, override: bool | None = None) -> bool:
+    """Whether prompts hold a language and a task."""
+    if override is not None:
+        return override
+    known = getattr(config, "is_multilingual", None)
+    return bool(getattr(config, "lang_to_id", None)) if known is None else bool(known)
+
+
+def language_ids(config: GenerationConfig) -> dict[str, int]:
+    """{language code: token id}.
+
+    Raises:
+        GenerationError: The generation config has no lang_to_id.
+    """
+    table = getattr(config, "lang_to_id", None)
+    if not table:
+        raise GenerationError(
+            "the generation config has no lang_to_id, so languages cannot be named: load one of a multilingual Whisper, "
+            "or set lang_to_id."
+        )
+    return {token.strip("<|>"): int(index) for token, index in table.items()}
+
+
+def language_token(language: str, config: GenerationConfig) -> int:
+    """The token of a language given as code, name or token.
+
+    Raises:
+        GenerationError: There is no such language, or this model does not know it.
+    """
+    try:
+        code = language_code(language)
+    except ValueError as error:
+        raise GenerationError(str(error)) from error
+    table = language_ids(config)
+    if code not in table:
+        known = ", ".join(sorted(table)[:12]) + (", ..." if len(table) > 12 else "")
+        raise GenerationError(
+            f"language={language!r}: this model does not know {LANGUAGES[code]}; it knows {len(table)} "
+            f"language{'s' if len(table) > 1 else ''}: {known}."
+        )
+    return table[code]
+
+
+def task_token(task: str, config: GenerationConfig) -> int:
+    """The token of a task.
+
+    Raises:
+        GenerationError: There is no such task.
+    """
+    table = getattr(config, "task_to_id", None) or {}
+    if task not in TASKS or task not in table:
+        raise GenerationError(f"task={task!r}: accepted are {' and '.join(map(repr, table or TASKS))}.")
+    return int(table[task])
+
+
+def languages_per_item(language: Any, batch: int) -> list[str | None]:
+    """One language or None for each item of the batch.
+
+    Raises:
+        GenerationError: A list has another length than the batch.
+    """
+    if language is None or isinstance(language, str):
+        return [language] * batch
+    languages = list(language)
+    if len(languages) != batch:
+        raise GenerationError(f"language holds {len(languages)} entries for a batch of {batch}: pass one for each, or one.")
+    return languages
+
+
+def start_tokens(
+    config: GenerationConfig, language: int | None, task: str | None, timestamps: bool, multilingual: bool
+) -> list[int]:
+    """The tokens every window's text follows: start, language, task, and <|notimestamps|> unless they are wanted."""
+    start = config.decoder_start_token_id
+    if start is None:
+        raise GenerationError("the generation config has no decoder_start_token_id: set it to <|startoftranscript|>'s id.")
+    tokens = [int(start[0] if isinstance(start, list) else start)]
+    if multilingual:
+        if language is not None:
+            tokens.append(language)
+        if getattr(config, "task_to_id", None):
+            tokens.append(task_token(task or "transcribe", config))
+    no_timestamps = getattr(config, "no_timestamps_token_id", None)
+    if not timestamps and no_timestamps is not None:
+        tokens.append(int(no_timestamps))
+    return tokens
+
+
+def forced_start(config: GenerationConfig, model: WhisperConfig) -> dict[int, int | None]:
+    """The start tokens that older files fix by position, {} when there are none."""
+    forced = getattr(config, "forced_decoder_ids", None) or getattr(model, "forced_decoder_ids", None) or []
+    return {int(place): token for place, token in forced}
+
+
+def on_host(value: Any) -> Tensor | None:
+    """Prompt tokens as a CPU tensor, from a tensor, an array or a list."""
+    if value is None:
+        return None
+    return torch.as_tensor(value).to("cpu", torch.long)

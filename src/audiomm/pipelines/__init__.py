@@ -1,0 +1,155 @@
+"""The one-call doors: `pipeline(task, model)` gives an object that takes raw inputs and gives results.
+
+The interface is that of transformers' pipelines; the tasks are the rows of `TASKS`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..auto import AutoConfig, AutoFeatureExtractor, AutoModelForSpeechSeq2Seq, AutoProcessor, AutoTokenizer
+from ..base.errors import InputError
+from .base import Pipeline
+from .speech_recognition import AutomaticSpeechRecognitionPipeline
+from .writers import get_writer
+
+__all__ = ["TASKS", "AutomaticSpeechRecognitionPipeline", "Pipeline", "Task", "get_writer", "pipeline"]
+
+_HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "force_download")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One row of the task table.
+
+    Attributes:
+        pipeline_class: What `pipeline` returns.
+        model_class: Loads a model for it.
+        families: Values of `model_type` in a config that make this the task of a model when none is named.
+        default_model: The model when none is named.
+    """
+
+    pipeline_class: type[Pipeline]
+    model_class: Any
+    families: tuple[str, ...]
+    default_model: str
+
+
+TASKS = {
+    "automatic-speech-recognition": Task(
+        AutomaticSpeechRecognitionPipeline, AutoModelForSpeechSeq2Seq, ("whisper",), "audiomm/whisper-digits"
+    ),
+}
+
+
+def pipeline(
+    task: str | None = None,
+    model: Any = None,
+    config: Any = None,
+    tokenizer: Any = None,
+    feature_extractor: Any = None,
+    image_processor: Any = None,
+    processor: Any = None,
+    revision: str | None = None,
+    use_fast: bool = True,
+    token: str | bool | None = None,
+    device: int | str | torch.device | None = None,
+    device_map: str | dict[str, Any] | None = None,
+    dtype: str | torch.dtype | None = None,
+    torch_dtype: str | torch.dtype | None = None,
+    trust_remote_code: bool | None = None,
+    model_kwargs: dict[str, Any] | None = None,
+    pipeline_class: type[Pipeline] | None = None,
+    **kwargs: Any,
+) -> Any:
+    """A pipeline for a task.
+
+    Args:
+        task: A key of `TASKS`; found from the model's config when left out.
+        model: A hub id, a folder or a model. None is the model that ships with the package.
+        config: A config, or where to read one; only used to find the task and to load the model.
+        tokenizer: A tokenizer or where to read one; found where the model came from when left out.
+        feature_extractor: A feature extractor or where to read one; likewise.
+        image_processor: Accepted for compatibility; no task here takes images.
+        processor: A processor, or where to read one, that holds the tokenizer and the feature extractor.
+        revision: Branch, tag or commit on the hub.
+        use_fast: Accepted for compatibility.
+        token: Hub token.
+        device: "cuda:1", a number (-1 is the CPU), a torch.device; None is the first accelerator, or the CPU.
+        device_map: Spread the model over devices while loading it.
+        dtype: "bfloat16", torch.float16, ...; None keeps the checkpoint's.
+        torch_dtype: An older name of `dtype`.
+        trust_remote_code: Accepted for compatibility; code from a checkpoint is never run.
+        model_kwargs: More keywords for the model's `from_pretrained`.
+        pipeline_class: Use this class.
+        kwargs: For the pipeline: batch_size and defaults for its calls.
+
+    Raises:
+        InputError: There is no such task, it cannot be found from the model, or an argument is wrong.
+        CheckpointError: The model cannot be loaded.
+    """
+    row = _row(task, model, config, {"revision": revision, "token": token})
+    model_kwargs = dict(model_kwargs or {})
+    hub = {name: model_kwargs.pop(name) for name in _HUB_OPTIONS if name in model_kwargs}
+    hub.update({name: value for name, value in (("revision", revision), ("token", token)) if value is not None})
+    dtype = dtype if dtype is not None else torch_dtype
+    if model is None:
+        model = row.default_model
+    if isinstance(model, (str, os.PathLike)):
+        options = {"config": config, "device_map": device_map, **model_kwargs, **hub}
+        options = {name: value for name, value in options.items() if value is not None}
+        source: Any = model
+        model = row.model_class.from_pretrained(source, dtype="auto" if dtype is None else dtype, **options)
+    else:
+        source = getattr(model, "name_or_path", None) or None
+    if isinstance(processor, (str, os.PathLike)):
+        processor = AutoProcessor.from_pretrained(processor, **hub)
+    if processor is None or tokenizer is not None:
+        tokenizer = _part("tokenizer", tokenizer, AutoTokenizer, source, hub)
+    if processor is None or feature_extractor is not None:
+        feature_extractor = _part("feature_extractor", feature_extractor, AutoFeatureExtractor, source, hub)
+    return (pipeline_class or row.pipeline_class)(
+        model=model,
+        tokenizer=tokenizer,
+        feature_extractor=feature_extractor,
+        processor=processor,
+        device=device,
+        dtype=dtype,
+        **kwargs,
+    )
+
+
+def _row(task: str | None, model: Any, config: Any, hub: dict[str, Any]) -> Task:
+    """The row of a task, or of the model's family when no task is named."""
+    if task is not None:
+        if task in TASKS:
+            return TASKS[task]
+        near = difflib.get_close_matches(task, TASKS, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise InputError(f"task={task!r}: {hint}The tasks are {', '.join(map(repr, TASKS))}.")
+    if model is None:
+        raise InputError("pipeline() needs a task, a model or both, like pipeline('automatic-speech-recognition').")
+    if config is None or isinstance(config, (str, os.PathLike)):
+        where = model if config is None else config
+        config = getattr(model, "config", None) or AutoConfig.from_pretrained(
+            where, **{name: value for name, value in hub.items() if value is not None}
+        )
+    for row in TASKS.values():
+        if config.model_type in row.families:
+            return row
+    raise InputError(f"model_type={config.model_type!r}: no task is known for it; name one of {', '.join(TASKS)}.")
+
+
+def _part(name: str, given: Any, loader: Any, source: Any, hub: dict[str, Any]) -> Any:
+    """A tokenizer or feature extractor: as given, or loaded from where it or the model is."""
+    if given is not None and not isinstance(given, (str, os.PathLike)):
+        return given
+    where = given if given is not None else source
+    if where is None:
+        raise InputError(f"{name}: this model does not know where it was loaded from; pass {name}= or processor=.")
+    return loader.from_pretrained(where, **hub)

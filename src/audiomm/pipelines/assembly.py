@@ -1,0 +1,171 @@
+"""From what generation heard to a transcript.
+
+Sequential audio comes back as segments that know their times; windows that overlap come back as tokens, which the
+tokenizer merges where they agree (its `_decode_asr`, the algorithm of transformers).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..base.transcript import Segment, Timestamps, Transcript, Word
+from ..models.whisper.languages import LANGUAGES
+from .clips import Piece
+
+_CODES = {name: code for code, name in LANGUAGES.items()}
+_SCORES = ("temperature", "avg_logprob", "compression_ratio", "no_speech_prob")
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What generation returned for one piece.
+
+    Attributes:
+        piece: What was listened to.
+        segments: Dicts of "start", "end" (seconds), "tokens", with "token_timestamps" where words were asked for.
+        language: Code of the language.
+    """
+
+    piece: Piece
+    segments: Sequence[dict[str, Any]] = ()
+    language: str | None = None
+
+    def joined(self, key: str) -> Tensor:
+        """A tensor of all segments one behind the other, (length,)."""
+        parts = [torch.as_tensor(segment[key]).cpu() for segment in self.segments]
+        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.long)
+
+
+class Assembler:
+    """Makes transcripts.
+
+    Args:
+        tokenizer: Decodes tokens, and merges those of windows.
+        sampling_rate: Of the pieces, in Hz.
+        time_precision: Seconds between two timestamp tokens.
+    """
+
+    def __init__(self, tokenizer: Any, sampling_rate: int, time_precision: float) -> None:
+        self.tokenizer = tokenizer
+        self.sampling_rate = sampling_rate
+        self.time_precision = time_precision
+
+    def transcript(self, heard: list[Heard], timestamps: Timestamps, name_languages: bool) -> Transcript:
+        """The transcript of one clip.
+
+        Args:
+            heard: One for each piece of the clip, in order.
+            timestamps: The times wanted: False, True (segments) or "word".
+            name_languages: Look for changes of language between windows.
+        """
+        clip = heard[0].piece.clip
+        blank = Transcript(
+            "",
+            language=next((item.language for item in heard if item.language is not None), None),
+            duration_seconds=len(clip.samples) / self.sampling_rate,
+            timestamps=timestamps,
+            extra=dict(clip.extra),
+        )
+        if not any(item.segments for item in heard):
+            return blank
+        if any(item.piece.stride is not None for item in heard):
+            return self._merged(blank, heard, name_languages)
+        segments = self._segments(heard[0], blank.duration_seconds)
+        if timestamps == "word":
+            segments = _with_words(segments, self._words(heard[0], blank.duration_seconds))
+        return replace(blank, text="".join(segment.text for segment in segments), segments=segments)
+
+    def _segments(self, heard: Heard, duration: float) -> tuple[Segment, ...]:
+        """The segments that generation returned, with their text; those without any are left out."""
+        segments = []
+        for found in heard.segments:
+            tokens = torch.as_tensor(found["tokens"]).tolist()
+            text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+            if not text:
+                continue
+            start, end = _span(float(found["start"]), float(found["end"]), duration)
+            segments.append(
+                Segment(
+                    text,
+                    start,
+                    end,
+                    tokens=tuple(tokens),
+                    language=heard.language,
+                    end_is_estimated=bool(found.get("end_estimated", False)),
+                    seek=None if found.get("seek") is None else int(found["seek"]),
+                    **{name: float(found[name]) for name in _SCORES if found.get(name) is not None},
+                )
+            )
+        return tuple(segments)
+
+    def _words(self, heard: Heard, duration: float) -> list[Word]:
+        _, found = self._decode([self._output(heard, "word", None)], "word", None)
+        return [Word(chunk["text"], *_span(*chunk["timestamp"], duration)) for chunk in found["chunks"]]
+
+    def _merged(self, blank: Transcript, heard: list[Heard], name_languages: bool) -> Transcript:
+        """One transcript of windows that overlap; windows in which nothing was heard still move the time on."""
+        outputs = [self._output(item, blank.timestamps, item.language if name_languages else None) for item in heard]
+        text, found = self._decode(outputs, blank.timestamps, name_languages or None)
+        chunks = found.get("chunks") or [{"text": text, "timestamp": (0.0, blank.duration_seconds)}]
+        spans = [_span(*chunk.get("timestamp", (0.0, None)), blank.duration_seconds) for chunk in chunks]
+        texts = [chunk["text"] for chunk in chunks]
+        languages = [_CODES.get(chunk.get("language"), blank.language) for chunk in chunks]
+        if blank.timestamps == "word":
+            words = tuple(Word(word, *span) for word, span in zip(texts, spans, strict=True))
+            whole = Segment(text, words[0].start, words[-1].end, words=words, language=blank.language)
+            return replace(blank, text=text, segments=(whole,))
+        segments = tuple(
+            Segment(text, *span, language=language, end_is_estimated=chunk.get("timestamp", (0.0, None))[1] is None)
+            for text, span, language, chunk in zip(texts, spans, languages, chunks, strict=True)
+            if text
+        )
+        return replace(blank, text=text, segments=segments)
+
+    def _output(self, heard: Heard, timestamps: Timestamps, language: str | None) -> dict[str, Any]:
+        """What was heard in one window, in the form that the tokenizer merges."""
+        tokens = heard.joined("tokens")
+        if language is not None:
+            tokens = torch.cat([tokens.new_tensor([self.tokenizer.convert_tokens_to_ids(f"<|{language}|>")]), tokens])
+        output: dict[str, Any] = {"tokens": tokens[None].numpy()}
+        if timestamps == "word":
+            output["token_timestamps"] = heard.joined("token_timestamps").to(torch.float32)[None].numpy()
+        if heard.piece.stride is not None:
+            output["stride"] = tuple(samples / self.sampling_rate for samples in heard.piece.stride)
+        return output
+
+    def _decode(
+        self, outputs: list[dict[str, Any]], timestamps: Timestamps, language: bool | None
+    ) -> tuple[str, dict[str, Any]]:
+        text, found = self.tokenizer._decode_asr(
+            outputs, return_timestamps=timestamps, return_language=language, time_precision=self.time_precision
+        )
+        return text, found
+
+
+def _span(start: float | None, end: float | None, duration: float) -> tuple[float, float]:
+    """Start and end within the audio and in order; an end that is not known is that of the audio."""
+    first = min(max(float(start or 0.0), 0.0), duration)
+    last = duration if end is None else min(max(float(end), first), duration)
+    return round(first, 3), round(last, 3)
+
+
+def _with_words(segments: tuple[Segment, ...], words: list[Word]) -> tuple[Segment, ...]:
+    """Give each segment its words: both read the same text from left to right."""
+    filled = []
+    remaining = list(words)
+    position = covered = 0
+    for segment in segments:
+        covered += len(segment.text)
+        own = []
+        # A word belongs to the segment in which it begins.
+        while remaining and (position < covered or segment is segments[-1]):
+            word = remaining.pop(0)
+            position += len(word.text)
+            own.append(word)
+        filled.append(replace(segment, words=tuple(own)))
+    return tuple(filled)

@@ -1,0 +1,160 @@
+"""Inputs of the speech pipelines as clips: mono samples at the model's rate, whole or in overlapping windows.
+
+An input may be a path, a URL, bytes, an open file, samples, or a dict in the form of transformers and datasets:
+{"raw" or "array", "sampling_rate"[, "stride"]}. Dicts are read and never changed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ..base.errors import EmptyAudioError, InputError
+from ..media.audio import load_audio
+
+#: Keywords of `load_audio` that pipelines pass on.
+LOAD_OPTIONS = ("channel", "layout", "max_seconds", "on_truncated", "allow_urls", "allowed_hosts")
+
+_SOURCE_KEYS = ("raw", "array", "bytes", "path", "sampling_rate")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One input, read.
+
+    Attributes:
+        name: What messages call it.
+        samples: (samples,) float32, mono, at the model's rate.
+        stride: Samples at the left and right that belong to its neighbours, where the caller cut the audio.
+        extra: Keys of the input that go to the result.
+    """
+
+    name: str
+    samples: np.ndarray
+    stride: tuple[int, int] | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What goes through the model at once: a whole clip, or one window of it.
+
+    Attributes:
+        clip: Where it comes from.
+        samples: (samples,) float32.
+        stride: (length, left, right) in samples when the piece overlaps its neighbours.
+        is_last: The clip ends with this piece.
+    """
+
+    clip: Clip
+    samples: np.ndarray
+    stride: tuple[int, int, int] | None = None
+    is_last: bool = True
+
+
+def read_clip(item: Any, number: int, sampling_rate: int, **options: Any) -> Clip:
+    """Read one input.
+
+    Args:
+        item: The input.
+        number: Its place among the inputs, for messages.
+        sampling_rate: The model's rate in Hz; samples without a rate are taken to have it.
+        options: For `load_audio`, from `LOAD_OPTIONS`.
+
+    Returns:
+        The clip; without samples when the input holds none.
+
+    Raises:
+        AudioError: The audio cannot be used; the message names the input.
+        InputError: The input is of no known kind, or its stride does not fit.
+    """
+    name = _name(item, number)
+    source, stride, extra = item, None, {}
+    if isinstance(item, Mapping):
+        source, stride, extra = _open_dict(item, name)
+    elif isinstance(item, (int, float, list, tuple)) or item is None:
+        raise InputError(
+            f"{name} is a {type(item).__name__}; a path, bytes, an open file, an array or a dict with 'raw' and "
+            "'sampling_rate' is needed. A list is a batch of inputs: pass the samples of one clip as an array."
+        )
+    samples = _load(source, sampling_rate, name, options)
+    if stride is not None:
+        scale = sampling_rate / item.get("sampling_rate", sampling_rate)
+        stride = (round(stride[0] * scale), round(stride[1] * scale))
+        if sum(stride) > len(samples):
+            raise InputError(f"{name}: its stride of {stride} samples is longer than its {len(samples)} samples.")
+    return Clip(name, samples, stride, extra)
+
+
+def cut(clip: Clip, length: int, left: int, right: int) -> Iterator[Piece]:
+    """The clip in windows, each sharing samples with its neighbours; whole when `length` is 0.
+
+    Args:
+        clip: What to cut.
+        length: Samples in a window.
+        left: Samples that a window shares with the one before it; the first shares none.
+        right: Samples that it shares with the next; the last shares none.
+    """
+    count = len(clip.samples)
+    if not length:
+        yield Piece(clip, clip.samples, None if clip.stride is None else (count, *clip.stride))
+        return
+    for start in range(0, max(count, 1), length - left - right):
+        samples = clip.samples[start : start + length]
+        is_last = start + length >= count
+        yield Piece(clip, samples, (len(samples), left if start else 0, 0 if is_last else right), is_last)
+        if is_last:
+            return
+
+
+def _name(item: Any, number: int) -> str:
+    if isinstance(item, Mapping) and isinstance(item.get("path"), (str, os.PathLike)):
+        return str(item["path"])
+    if isinstance(item, (str, os.PathLike)):
+        return str(item)
+    return f"input {number}"
+
+
+def _open_dict(item: Mapping[str, Any], name: str) -> tuple[dict[str, Any], tuple[float, float] | None, dict[str, Any]]:
+    """What to load, the stride, and the keys that go to the result."""
+    if not any(item.get(key) is not None for key in ("raw", "array", "bytes", "path")):
+        raise InputError(
+            f"{name}: a dict needs 'raw' or 'array' with the samples and 'sampling_rate' with their rate; this one "
+            f"holds {', '.join(map(repr, item)) or 'nothing'}."
+        )
+    stride = item.get("stride")
+    if stride is not None and (len(stride) != 2 or min(stride) < 0):
+        raise InputError(f"{name}: stride={stride!r}: expected two numbers of samples, left and right.")
+    source = {key: item[key] for key in _SOURCE_KEYS if item.get(key) is not None}
+    used = {*_SOURCE_KEYS, "stride"}
+    if "raw" in source:
+        # As in transformers: beside "raw", a path is the caller's own.
+        source.pop("array", None)
+        used.discard("path")
+    return source, stride, {key: value for key, value in item.items() if key not in used}
+
+
+def _load(source: Any, sampling_rate: int, name: str, options: dict[str, Any]) -> np.ndarray:
+    """Mono samples at `sampling_rate`; errors name the input."""
+    try:
+        if _holds_nothing(source):
+            return np.zeros(0, dtype=np.float32)
+        return load_audio(source, sampling_rate=sampling_rate, **options)
+    except EmptyAudioError:
+        return np.zeros(0, dtype=np.float32)
+    except (InputError, TypeError) as error:
+        if name in str(error):
+            raise
+        raise type(error)(f"{name}: {error}") from error
+
+
+def _holds_nothing(source: Any) -> bool:
+    """True for arrays of no samples, bare or in a dict."""
+    if isinstance(source, dict):
+        return any(_holds_nothing(source.get(key)) for key in ("raw", "array"))
+    return isinstance(source, (np.ndarray, Tensor, list)) and 0 in np.shape(source)
