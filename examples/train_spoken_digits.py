@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,10 +60,10 @@ def target_rows(window: ds.Window, offset: int, times: bool, task: int, prompt: 
     for number, segment in enumerate(segments):
         start, end = position(segment[0][1]), position(segment[-1][2])
         if times:
-            body.append((FIRST_TIME + min(offset + start, 1500), (start - 2, start + 3)))
+            body.append((FIRST_TIME + min(offset + start, 1500), (start - 1, start + 2)))
         body += [(WORD_TOKEN + digit, (position(begin), position(stop))) for digit, begin, stop in segment]
         if times and not (window.open_end and number == len(segments) - 1):
-            body.append((FIRST_TIME + min(offset + end, 1500), (end - 3, end + 2)))
+            body.append((FIRST_TIME + min(offset + end, 1500), (end - 2, end + 1)))
     if not segments:
         body = [(FIRST_TIME, None)] if times else []
     last = position(segments[-1][-1][2]) if segments else 0
@@ -73,17 +74,15 @@ def target_rows(window: ds.Window, offset: int, times: bool, task: int, prompt: 
     return {"ids": ids[:-1], "labels": labels, "first": len(prefix) - 1, "places": [place for _, place in body]}
 
 
-class Batches(torch.utils.data.IterableDataset):
+class Batches:
     """Endless batches whose windows grow with the progress of the training (0 to 1)."""
 
-    def __init__(self, maker_args: dict[str, Any], mel_filters: np.ndarray, clock: Clock) -> None:
-        self.maker_args, self.mel_filters, self.clock = maker_args, mel_filters, clock
+    def __init__(self, voices: dict[str, ds.Voices], mel_filters: np.ndarray, clock: Clock, rank: int) -> None:
+        self.voices, self.mel_filters, self.clock, self.rank = voices, mel_filters, clock, rank
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        torch.set_num_threads(1)
-        worker = torch.utils.data.get_worker_info()
-        seed = self.maker_args["seed"] * 1000 + (worker.id if worker else 0) + int(time.time()) % 100_000 * 7
-        maker = ds.WindowMaker(**{**self.maker_args, "seed": seed})
+        seed = self.rank + int(time.time())
+        maker = ds.WindowMaker(**self.voices, seed=seed)
         features, rng = ds.LogMel(self.mel_filters, seed + 1), np.random.default_rng(seed + 2)
         while True:
             yield self.batch(maker, features, rng)
@@ -218,7 +217,9 @@ class Student(nn.Module):
         exact = scores.gather(1, labels[:, None])[:, 0]
         near = [scores.gather(1, (labels + step).clamp(max=VOCABULARY - 1)[:, None])[:, 0] for step in (-1, 1)]
         is_time = labels > FIRST_TIME
-        text = -(torch.where(is_time, 0.8 * exact + 0.1 * near[0] + 0.1 * near[1], exact)).mean()
+        text = -exact[~is_time].mean()
+        blurred = 0.7 * exact + 0.15 * (near[0] + near[1])  # a neighbouring timestamp is almost right
+        stamp = -blurred[is_time].sum() / is_time.sum().clamp(min=1)
         frame_scores = self.frame_head(heard).float()
         frame = F.cross_entropy(frame_scores.flatten(0, 1), batch["frames"].flatten())
         guide = self.guidance(heard, batch["places"])
@@ -233,8 +234,25 @@ class Student(nn.Module):
                 "times": ((best - labels).abs() <= 2)[is_time].float().mean(),
                 "frames": (frame_scores.argmax(-1) == batch["frames"]).float().mean(),
             }
-        losses = {"text": text, "frame": frame, "order": order, "guide": guide}
-        return {"loss": text + frame + 0.3 * order + 0.3 * guide, **losses, **stats}
+        reading = self.reading(heard, batch)
+        losses = {"text": text, "stamp": stamp, "frame": frame, "order": order, "guide": guide, "reading": reading}
+        return {"loss": text + 0.5 * stamp + frame + 0.5 * order + guide + 0.5 * reading, **losses, **stats}
+
+    def reading(self, heard: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        """What the guided heads of the last layer would write if they looked at one frame only: its time, its word."""
+        decoder = self.whisper.model.decoder
+        attention, chosen = decoder.layers[-1].encoder_attn, torch.randint(batch["frames"].numel(), (512,))
+        values = attention.v_proj(heard.flatten(0, 1)[chosen])
+        size = self.whisper.config.d_model // self.whisper.config.decoder_attention_heads
+        seen = torch.zeros_like(values)
+        for head in (head for layer, head in GUIDED if layer == len(decoder.layers) - 1):
+            seen[:, head * size : (head + 1) * size] = values[:, head * size : (head + 1) * size]
+        scores = F.linear(decoder.layer_norm(attention.out_proj(seen)), decoder.embed_tokens.weight[WORD_TOKEN:]).float()
+        digits = batch["frames"].flatten()[chosen]
+        digits = digits.masked_fill(digits == ds.SILENCE, IGNORE)
+        digits[0] = digits[0].clamp(min=0)  # never nothing to learn
+        word = F.cross_entropy(scores[:, : len(ds.WORDS)], digits, ignore_index=IGNORE)
+        return word + F.cross_entropy(scores[:, FIRST_TIME - WORD_TOKEN :], batch["positions"].flatten()[chosen])
 
     def guidance(self, heard: Tensor, places: Tensor) -> Tensor:
         """Cross entropy between the guided heads and the places where the next token is heard."""
@@ -255,58 +273,72 @@ class Student(nn.Module):
 
 
 def train(args: argparse.Namespace) -> None:
+    """Train until the time is up: `--processes` processes with one thread each change the same shared weights."""
     torch.manual_seed(args.seed)
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(1)
     checkpoint = args.work / "checkpoint.pt"
-    student, step, done = Student(), 0, 0.0
-    optimizer = torch.optim.AdamW(student.parameters(), lr=args.rate, betas=(0.9, 0.98), weight_decay=0.02, fused=True)
-    average = {name: value.clone() for name, value in student.state_dict().items()}
+    student, saved, done = Student(), None, 0.0
     if args.start or (args.resume and checkpoint.exists()):
         saved = torch.load(args.start or checkpoint, weights_only=True)
-        student.load_state_dict(saved["average"] if args.start else saved["student"], strict=not args.start)
-        average |= saved["average"]
-        if args.start:
-            done = args.progress
-        else:
-            optimizer.load_state_dict(saved["optimizer"])
-            step, done = saved["step"], saved["progress"]
+        student.load_state_dict(saved["average"] if args.start else saved["student"])
+        done = args.progress if args.start else saved["progress"]
+        saved = None if args.start else saved
+    student.share_memory()
+    voices, filters = load_voices(args), WhisperFeatureExtractor().mel_filters
     clock = Clock(args.minutes, done)
-    batches = Batches(load_voices(args), WhisperFeatureExtractor().mel_filters, clock)
-    clock.start = time.time()
-    loader = torch.utils.data.DataLoader(batches, batch_size=None, num_workers=1, prefetch_factor=8)
-    shown, sums, since = time.time(), {}, 0
-    for batch in loader:
+    context = torch.multiprocessing.get_context("fork")
+    batches = [Batches(voices, filters, clock, rank) for rank in range(args.processes)]
+    helpers = [context.Process(target=work, args=(student, part, clock, args, None)) for part in batches[1:]]
+    for helper in helpers:
+        helper.start()
+    average = work(student, batches[0], clock, args, saved or {})
+    for helper in helpers:
+        helper.join()
+    torch.save({"average": average}, args.work / "final.pt")
+    whisper = {name.removeprefix("whisper."): value for name, value in average.items() if name.startswith("whisper.")}
+    save_model(whisper, args.output)
+
+
+def work(
+    student: Student, batches: Batches, clock: Clock, args: argparse.Namespace, saved: dict[str, Any] | None
+) -> dict[str, Tensor]:
+    """Optimise the shared weights; the process that gets `saved` also averages them, reports and writes checkpoints."""
+    optimizer = torch.optim.AdamW(student.parameters(), lr=args.rate, betas=(0.9, 0.98), weight_decay=0.02, fused=True)
+    average = {name: value.clone() for name, value in student.state_dict().items()}
+    if saved:
+        average = saved["average"]
+        optimizer.load_state_dict(saved["optimizer"])
+    shown, sums, parent = time.time(), {}, os.getppid()
+    for step, batch in enumerate(batches):
         progress = clock.progress()
         for group in optimizer.param_groups:
             cosine = 0.5 + 0.5 * math.cos(math.pi * progress)
-            group["lr"] = args.rate * min((since + 1) / 150, 1.0) * (0.02 + 0.98 * cosine)
+            group["lr"] = args.rate * min((step + 1) / 150, 1.0) * (0.02 + 0.98 * cosine)
         with torch.autocast("cpu", torch.bfloat16):
             result = student(batch)
         optimizer.zero_grad(set_to_none=True)
         result["loss"].backward()
         nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
-        step, since = step + 1, since + 1
-        with torch.no_grad():
-            decay = min(0.998, (step + 1) / (step + 20))
+        if saved is not None:
+            decay = min(0.997, (step + 1) / (step + 20))
             torch._foreach_lerp_(list(average.values()), list(student.state_dict().values()), 1 - decay)
-        for name, value in result.items():
-            sums.setdefault(name, []).append(value.item())
-        if time.time() - shown > args.report:
-            means = " ".join(f"{name} {np.nanmean(values):.3f}" for name, values in sums.items())
-            print(f"{time.strftime('%H:%M:%S')} step {step} progress {progress:.3f} {means}", flush=True)
-            shown, sums = time.time(), {}
-            state = {"student": student.state_dict(), "average": average, "optimizer": optimizer.state_dict()}
-            torch.save(state | {"step": step, "progress": progress}, checkpoint.with_suffix(".new"))
-            checkpoint.with_suffix(".new").replace(checkpoint)
-        if progress >= 1.0:
+            for name, value in result.items():
+                sums.setdefault(name, []).append(value.item())
+            if time.time() - shown > args.report:
+                means = " ".join(f"{name} {np.nanmean(values):.3f}" for name, values in sums.items())
+                print(f"{time.strftime('%H:%M:%S')} step {step} progress {progress:.3f} {means}", flush=True)
+                shown, sums = time.time(), {}
+                state = {"student": student.state_dict(), "average": average, "optimizer": optimizer.state_dict()}
+                fresh = args.work / "checkpoint.new"
+                torch.save(state | {"progress": progress}, fresh)
+                fresh.replace(args.work / "checkpoint.pt")
+        if progress >= 1.0 or (saved is None and os.getppid() != parent):  # a helper ends with its parent
             break
-    whisper = {name.removeprefix("whisper."): value for name, value in average.items() if name.startswith("whisper.")}
-    torch.save({"average": average, "step": step, "progress": 1.0}, args.work / "final.pt")
-    save_model(whisper, args.output)
+    return average
 
 
-def load_voices(args: argparse.Namespace) -> dict[str, Any]:
+def load_voices(args: argparse.Namespace) -> dict[str, ds.Voices]:
     """Training voices: takes 5 and later of every speaker but the one held out, and synthetic ones."""
     names = [path.name for path in sorted(args.data.iterdir()) if path.is_dir() and path.name != args.hold_out]
     real = ds.read_recordings(args.data, range(5, 50), names)
@@ -318,7 +350,7 @@ def load_voices(args: argparse.Namespace) -> dict[str, Any]:
     synthetic, others = (ds.converted(part, Tensor.numpy) for part in torch.load(cache, weights_only=True))
     real = ds.perturbed(real, args.copies, args.seed) | real
     print(f"{len(names)} speakers, {len(real)} virtual ones, {len(synthetic)} synthetic voices", flush=True)
-    return {"real": real, "synthetic": synthetic, "others": others, "seed": args.seed}
+    return {"real": real, "synthetic": synthetic, "others": others}
 
 
 # ---------------------------------------------------------------------------------------------------------- evaluation
@@ -396,7 +428,7 @@ def score(model: WhisperForConditionalGeneration, windows: list[ds.Window]) -> s
 
 def evaluate(args: argparse.Namespace) -> None:
     """Print a table of word error rates, and how often silence and noise come back empty."""
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(args.processes)
     model = WhisperForConditionalGeneration.from_pretrained(args.output, dtype=torch.float32).eval()
     everyone = ds.read_recordings(args.data, range(5))
     known = {name: digits for name, digits in everyone.items() if name != args.hold_out}
@@ -437,7 +469,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=2e-3, help="highest learning rate")
     parser.add_argument("--copies", type=int, default=6, help="virtual speakers made of every speaker")
     parser.add_argument("--voices", type=int, default=300, help="synthetic voices to draw")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--processes", type=int, default=2, help="training processes, one thread each")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--report", type=float, default=30.0, help="seconds between log lines and checkpoints")
     parser.add_argument("--evaluate", action="store_true", help="measure the model in --output instead of training")

@@ -15,7 +15,8 @@ def main(argv: list[str] | None = None) -> None:
 
     transcribe = pipeline("automatic-speech-recognition", model=arguments.model)
     # An iterator in, an iterator out: files are read one after the other, however many there are.
-    for path, result in zip(arguments.audio, transcribe(iter(arguments.audio), return_timestamps=True)):
+    results = transcribe(iter(arguments.audio), return_timestamps=True)
+    for path, result in zip(arguments.audio, results, strict=True):
         print(f"{path}:{result['text']}")
         for chunk in result["chunks"]:
             start, end = chunk["timestamp"]

@@ -51,7 +51,10 @@ class FakeTokenizer:
         text = self.decode(tokens)
         if return_timestamps == "word":
             times = [float(time) for output in outputs for time in output["token_timestamps"][0]]
-            words = [{"text": f" w{token}", "timestamp": (time, time + 0.5)} for token, time in zip(tokens, times)]
+            words = [
+                {"text": f" w{token}", "timestamp": (time, time + 0.5)}
+                for token, time in zip(tokens, times, strict=True)
+            ]
             return text, {"chunks": words}
         if return_timestamps:
             return text, {"chunks": [{"text": text, "timestamp": (0.5, None)}]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -59,7 +60,7 @@ def test_long_audio_works_with_and_without_times(pipe: Any, make_sound: Any) -> 
     samples = make_sound(40, 2, 35)
     assert pipe(samples) == {"text": " w2 w35"}
     assert pipe.model.calls[-1]["shape"] == (1, 1, 4000)
-    assert pipe.model.calls[-1]["return_timestamps"] is False
+    assert pipe.model.calls[-1]["return_timestamps"] is True
     assert pipe(samples, return_timestamps=True)["chunks"][1] == {"timestamp": (35.0, 36.0), "text": " w35"}
 
 
@@ -71,6 +72,14 @@ def test_files_of_a_batch_are_padded_together_and_long_ones_apart(pipe: Any, mak
         ((2, 1, 4000), [4000, 3300]),
     ]
     assert together == [pipe(item) for item in items] == pipe(items)
+
+
+def test_one_language_for_each_input(pipe: Any, make_sound: Any) -> None:
+    items = [make_sound(40, 1), make_sound(5, 1), make_sound(35, 1)]
+    pipe(items, batch_size=3, language=["de", "fr", None])
+    assert [call["language"] for call in pipe.model.calls] == [["de", None], ["fr"]]
+    with pytest.raises(InputError, match="language holds 2 entries, and input 2 has none"):
+        pipe(items, generate_kwargs={"language": ["de", "fr"]})
 
 
 def test_windows_overlap_and_are_merged(pipe: Any, make_sound: Any) -> None:
@@ -125,6 +134,20 @@ def test_generation_arguments_nested_and_flat(make_pipe: Any, make_sound: Any) -
     assert given == {"language": "en", "num_beams": 1}
     assert "chunks" in result
     assert pipe(make_sound(3, 1), return_timestamps=False).keys() == {"text"}
+
+
+def test_a_call_wins_over_the_pipeline_however_it_is_written(make_pipe: Any, make_sound: Any) -> None:
+    pipe = make_pipe(num_beams=3, language="de")
+    pipe(make_sound(3, 1), generate_kwargs={"num_beams": 1})
+    assert (pipe.model.calls[-1]["num_beams"], pipe.model.calls[-1]["language"]) == (1, "de")
+
+
+def test_a_generation_config_is_completed_and_passed_on(pipe: Any, make_sound: Any) -> None:
+    config = SimpleNamespace(max_new_tokens=9, num_beams=None)
+    pipe(make_sound(3, 1), generation_config=config)
+    call = pipe.model.calls[-1]
+    assert call["generation_config"] is config
+    assert (call["num_beams"], "max_new_tokens" in call) == (5, False)
 
 
 def test_generation_defaults_yield_to_the_models_own(make_pipe: Any, make_sound: Any) -> None:

@@ -48,7 +48,7 @@ class BatchEncoding(dict[str, Any]):
         try:
             return self[name]
         except KeyError:
-            raise AttributeError(f"this BatchEncoding has no {name!r}; it holds {', '.join(self) or 'nothing'}.") from None
+            raise AttributeError(f"no {name!r} in this BatchEncoding, only {', '.join(self) or 'nothing'}.") from None
 
     def __setattr__(self, name: str, value: Any) -> None:
         self[name] = value
@@ -163,7 +163,8 @@ def token_ids_of(token_ids: Any) -> list[int] | list[list[int]]:
 def _check_row(row: Any) -> list[int]:
     if not isinstance(row, list) or isinstance(row, (str, bytes)):
         raise TypeError(
-            f"token ids must be an int or a list, array or tensor of ints (or a batch of those), not {type(row).__name__}."
+            "token ids must be an int or a list, array or tensor of ints (or a batch of those), "
+            f"not {type(row).__name__}."
         )
     for token_id in row:
         if not isinstance(token_id, int):
@@ -180,7 +181,7 @@ def _to_tensor(name: str, value: Any, tensor_type: TensorKind) -> Any:
     if isinstance(value, (torch.Tensor, np.ndarray)):
         return torch.as_tensor(value) if tensor_type == "pt" else np.asarray(value)
     if tensor_type not in ("pt", "np"):
-        raise InputError(f"return_tensors={tensor_type!r} is not known; use 'pt' (torch), 'np' (numpy) or None (lists).")
+        raise InputError(f"return_tensors={tensor_type!r} is not known; use 'pt' (torch), 'np' (numpy) or None.")
     value = plain_list(value)
     if value == []:
         value = np.zeros((0, 0), dtype=np.int64)

@@ -420,8 +420,8 @@ class LoadingReport:
         missing = [name for name in self.missing if name not in heads]
         problems = []
         if missing and strict:
-            problems.append(f"{len(missing)} of {len(self.missing) + len(self.sources)} weights are missing: "
-                            f"{_listed(missing)}")  # fmt: skip
+            total = len(self.missing) + len(self.sources) + len(self.mismatched)
+            problems.append(f"{len(missing)} of {total} weights are missing: {_listed(missing)}")
         if self.unexpected and strict:
             problems.append(f"{len(self.unexpected)} are not part of the model: {_listed(self.unexpected)}")
         if self.mismatched and not ignore_mismatched_sizes:

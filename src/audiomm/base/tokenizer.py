@@ -12,13 +12,14 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from tokenizers import AddedToken, Encoding, Tokenizer
+from tokenizers import Encoding, Tokenizer
 from typing_extensions import Self
 
 from .encoding import BatchEncoding, TensorKind, pad_rows, plain_list, token_ids_of
 from .errors import InputError
 from .hub import Source
 from .tokenizer_files import TOKENIZER_FILE, added_token, read_backend, read_settings, token_text, write_tokenizer
+from .tokenizer_inputs import as_batch, as_columns, one_of, truncation_strategy
 from .vocabulary import Vocabulary
 
 _LOGGER = logging.getLogger("audiomm.base.tokenizer")
@@ -30,6 +31,9 @@ NO_LENGTH_LIMIT = int(1e30)
 _THREADED_BATCH = 64
 
 _IGNORED_OPTIONS = ("use_fast", "trust_remote_code", "proxies", "resume_download", "config", "dtype", "torch_dtype")
+#: Names of ours that the backend calls differently.
+_ENCODING_ATTRIBUTES = {"token_type_ids": "type_ids", "offset_mapping": "offsets"}
+
 _SIDES = ("right", "left")
 _PLAIN_CLASS = "PreTrainedTokenizerFast"
 
@@ -68,7 +72,7 @@ class PreTrainedTokenizer(Vocabulary):
             ConfigError: The file is not a tokenizer.
         """
         if tokenizer_object is None and tokenizer_file is None:
-            raise InputError(f"{type(self).__name__} needs tokenizer_object= or tokenizer_file=, or use from_pretrained.")
+            raise InputError(f"{type(self).__name__} needs tokenizer_object= or tokenizer_file=.")
         self.__dict__["_named"] = {}
         self._extra: list[str] = []
         self._tokenizer = copy.deepcopy(tokenizer_object) if tokenizer_object else read_backend(str(tokenizer_file))
@@ -78,8 +82,8 @@ class PreTrainedTokenizer(Vocabulary):
         self.name_or_path = str(settings.get("name_or_path", ""))
         self.chat_template = _templates(settings.get("chat_template"))
         self.model_max_length = int(settings.get("model_max_length") or NO_LENGTH_LIMIT)
-        self.padding_side = _one_of("padding_side", settings.get("padding_side") or self.default_padding_side, _SIDES)
-        self.truncation_side = _one_of("truncation_side", settings.get("truncation_side") or "right", _SIDES)
+        self.padding_side = one_of("padding_side", settings.get("padding_side") or self.default_padding_side, _SIDES)
+        self.truncation_side = one_of("truncation_side", settings.get("truncation_side") or "right", _SIDES)
         self.clean_up_tokenization_spaces = bool(settings.get("clean_up_tokenization_spaces", False))
         self._name_special_tokens(settings)
 
@@ -234,25 +238,23 @@ class PreTrainedTokenizer(Vocabulary):
             TypeError: Something is not text.
             InputError: The options contradict each other, or the result cannot be one tensor.
         """
-        texts, pairs, is_batch = _as_batch(text, text_pair, is_split_into_words)
-        cut = _truncation(truncation, padding, max_length)
+        texts, pairs, is_batch = as_batch(text, text_pair, is_split_into_words)
+        cut = truncation_strategy(truncation, padding, max_length)
         limit = None if cut is None else self._limit(max_length)
         if limit and pad_to_multiple_of and padding not in (False, "do_not_pad") and limit % pad_to_multiple_of:
             raise InputError(
                 f"max_length={limit} is not a multiple of pad_to_multiple_of={pad_to_multiple_of}: padding would go "
                 f"beyond it. Use {limit // pad_to_multiple_of * pad_to_multiple_of}."
             )
-        encodings = self._encode(texts, pairs, is_split_into_words, add_special_tokens, split_special_tokens, cut, limit)
-        names = self.model_input_names
-        columns: dict[str, Any] = {"input_ids": [encoding.ids for encoding in encodings]}
-        if return_token_type_ids or (return_token_type_ids is None and "token_type_ids" in names):
-            columns["token_type_ids"] = [encoding.type_ids for encoding in encodings]
-        if return_attention_mask or (return_attention_mask is None and "attention_mask" in names):
-            columns["attention_mask"] = [encoding.attention_mask for encoding in encodings]
-        if return_special_tokens_mask:
-            columns["special_tokens_mask"] = [encoding.special_tokens_mask for encoding in encodings]
-        if return_offsets_mapping:
-            columns["offset_mapping"] = [encoding.offsets for encoding in encodings]
+        backend = self._literal() if split_special_tokens else self._tokenizer
+        encodings = self._encode(backend, texts, pairs, is_split_into_words, add_special_tokens, cut, limit)
+        wanted = {
+            "token_type_ids": return_token_type_ids,
+            "attention_mask": return_attention_mask,
+            "special_tokens_mask": return_special_tokens_mask,
+            "offset_mapping": return_offsets_mapping,
+        }
+        columns = self._columns(encodings, wanted)
         lengths = [len(row) for row in columns["input_ids"]]
         length = self._padded_length(padding, lengths, max_length, pad_to_multiple_of)
         if length is not None:
@@ -263,6 +265,15 @@ class PreTrainedTokenizer(Vocabulary):
             columns = {name: rows[0] for name, rows in columns.items()}
         return BatchEncoding(columns, encodings, return_tensors, prepend_batch_axis=not is_batch)
 
+    def _columns(self, encodings: list[Encoding], wanted: dict[str, bool | None]) -> dict[str, Any]:
+        """The ids and whatever else is wanted, by name; None leaves it to `model_input_names`."""
+        columns: dict[str, Any] = {"input_ids": [encoding.ids for encoding in encodings]}
+        for name, is_wanted in wanted.items():
+            if is_wanted or (is_wanted is None and name in self.model_input_names):
+                attribute = _ENCODING_ATTRIBUTES.get(name, name)
+                columns[name] = [getattr(encoding, attribute) for encoding in encodings]
+        return columns
+
     def encode(self, text: str | Sequence[str], text_pair: Any = None, **options: Any) -> Any:
         """The ids of one text: a list, or a (1, tokens) tensor with `return_tensors`; options as for a call.
 
@@ -271,7 +282,9 @@ class PreTrainedTokenizer(Vocabulary):
         """
         return self(text, text_pair, **options)["input_ids"]
 
-    def tokenize(self, text: str, pair: str | None = None, add_special_tokens: bool = False, **options: Any) -> list[str]:
+    def tokenize(
+        self, text: str, pair: str | None = None, add_special_tokens: bool = False, **options: Any
+    ) -> list[str]:
         """The tokens of one text in the vocabulary's own spelling.
 
         Raises:
@@ -283,16 +296,14 @@ class PreTrainedTokenizer(Vocabulary):
 
     def _encode(
         self,
+        backend: Tokenizer,
         texts: list[Any],
         pairs: list[Any] | None,
         split_into_words: bool,
         special: bool,
-        literal: bool,
         cut: str | None,
         limit: int | None,
     ) -> list[Encoding]:
-        backend = self._literal() if literal else self._tokenizer
-
         def run(items: list[Any], add: bool) -> list[Encoding]:
             if len(items) >= _THREADED_BATCH:
                 return list(backend.encode_batch(items, is_pretokenized=split_into_words, add_special_tokens=add))
@@ -386,7 +397,7 @@ class PreTrainedTokenizer(Vocabulary):
             TypeError: `encoded_inputs` is not made of dictionaries.
             InputError: There is no `input_ids`, no pad token, or the result cannot be one tensor.
         """
-        columns = _as_columns(encoded_inputs)
+        columns = as_columns(encoded_inputs)
         name = self.model_input_names[0]
         if name not in columns:
             raise InputError(f"pad needs {name!r} in every encoding; got {sorted(columns)}.")
@@ -412,7 +423,7 @@ class PreTrainedTokenizer(Vocabulary):
         if padding == "max_length":
             length = self._limit(max_length)
             if length is None:
-                raise InputError("padding='max_length' needs max_length=, since this tokenizer has no model_max_length.")
+                raise InputError("padding='max_length' needs max_length=: this tokenizer has no model_max_length.")
         else:
             length = max(lengths, default=0)
         if multiple:
@@ -423,9 +434,10 @@ class PreTrainedTokenizer(Vocabulary):
         pad_id = self.pad_token_id
         if pad_id is None and any(len(row) < length for row in columns[name]):
             raise InputError(
-                "padding needs a pad token and this tokenizer has none. Set one: tokenizer.pad_token = tokenizer.eos_token."
+                "padding needs a pad token and this tokenizer has none. "
+                "Set one: tokenizer.pad_token = tokenizer.eos_token."
             )
-        side = _one_of("padding_side", side or self.padding_side, _SIDES)
+        side = one_of("padding_side", side or self.padding_side, _SIDES)
         return pad_rows(columns, name=name, pad_id=pad_id or 0, length=length, side=side)
 
     # ------------------------------------------------------------------------------------------------ ids to text
@@ -471,70 +483,3 @@ def _templates(value: Any) -> str | dict[str, str] | None:
     if isinstance(value, list):
         return {str(item["name"]): str(item["template"]) for item in value}
     return value  # type: ignore[no-any-return]
-
-
-def _one_of(name: str, value: Any, choices: tuple[str, ...]) -> str:
-    if value not in choices:
-        raise InputError(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}.")
-    return str(value)
-
-
-def _truncation(truncation: bool | str | None, padding: bool | str, max_length: int | None) -> str | None:
-    """The way to cut ("longest_first", "only_first", "only_second"), or None for not at all."""
-    _one_of("padding", padding, (True, False, "longest", "max_length", "do_not_pad"))  # type: ignore[arg-type]
-    if truncation is True:
-        return "longest_first"
-    if truncation in (False, None, "do_not_truncate"):
-        if max_length is None or padding == "max_length":
-            return None
-        if truncation is None and not padding:
-            _LOGGER.warning("max_length=%s cuts the text; pass truncation=True to say so.", max_length)
-            return "longest_first"
-        raise InputError(
-            f"max_length={max_length} has no effect with truncation={truncation!r} and padding={padding!r}: "
-            "pass truncation=True to cut, or padding='max_length' to fill up."
-        )
-    return _one_of("truncation", truncation, ("longest_first", "only_first", "only_second"))
-
-
-def _as_batch(text: Any, pair: Any, split_into_words: bool) -> tuple[list[Any], list[Any] | None, bool]:
-    """Texts and pairs as lists, and whether a list was passed."""
-    one = _is_words if split_into_words else _is_text
-    wanted = "a list of words, or a list of those" if split_into_words else "a string or a list of strings"
-    is_batch = not one(text) or (split_into_words and text == [])
-    for name, value in (("text", text), ("text_pair", pair)):
-        items = value if is_batch else [value]
-        if name == "text_pair" and value is None:
-            continue
-        if not isinstance(items, (list, tuple)):
-            raise TypeError(f"{name} must be {wanted}, not {type(items).__name__}.")
-        for number, item in enumerate(items):
-            if not one(item):
-                raise TypeError(f"{name} must be {wanted}; item {number} is {type(item).__name__}.")
-    if not is_batch:
-        return [text], None if pair is None else [pair], False
-    if pair is not None and len(pair) != len(text):
-        raise InputError(f"{len(text)} texts but {len(pair)} text pairs; pass one pair for each text.")
-    return list(text), None if pair is None else list(pair), True
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_words(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and all(isinstance(word, str) for word in value)
-
-
-def _as_columns(encodings: Any) -> dict[str, Any]:
-    """Lists by key, from one dictionary or a list of them."""
-    if isinstance(encodings, Mapping):
-        return {name: plain_list(value) for name, value in encodings.items()}
-    if not isinstance(encodings, (list, tuple)) or not all(isinstance(item, Mapping) for item in encodings):
-        raise TypeError(f"pad takes an encoding, or a list of encodings, not {type(encodings).__name__}.")
-    if not encodings:
-        raise InputError("pad got an empty list; there is nothing to fill up.")
-    for number, item in enumerate(encodings):
-        if set(item) != set(encodings[0]):
-            raise InputError(f"encoding {number} holds {sorted(item)} but the first holds {sorted(encodings[0])}.")
-    return {name: [plain_list(item[name]) for item in encodings] for name in encodings[0]}

@@ -10,7 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
 
 from .errors import ConfigError
 from .hub import Source, atomic_write, make_folder, read_json, write_json
@@ -24,8 +25,9 @@ MAX_TOKENIZER_BYTES = 64 * 2**20
 
 #: Settings that say where the files were, not what the tokenizer is.
 _NOT_SAVED = frozenset(
-    {"added_tokens_decoder", "vocab_file", "merges_file", "normalizer_file", "tokenizer_file", "name_or_path", "is_local"}
-    | {"local_files_only", "special_tokens_map_file", "_commit_hash", "backend", "extra_special_tokens"}
+    {"added_tokens_decoder", "vocab_file", "merges_file", "normalizer_file", "tokenizer_file"}
+    | {"special_tokens_map_file", "name_or_path", "is_local", "local_files_only", "_commit_hash", "backend"}
+    | {"extra_special_tokens"}  # written as additional_special_tokens, which older readers know
 )
 
 
@@ -66,6 +68,25 @@ def read_backend(path: Path | str) -> Tokenizer:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception for whatever is wrong inside
         raise ConfigError(f"{path} is not a readable tokenizer: {str(error)[:200]}") from error
+
+
+def byte_level_bpe(vocab: str | dict[str, int], merges: str | list[Any], add_prefix_space: bool) -> Tokenizer:
+    """The backend from the older pair of files, vocab.json and merges.txt.
+
+    Raises:
+        ConfigError: The files are not readable or do not fit together.
+    """
+    entries = vocab if isinstance(vocab, dict) else read_json(vocab)
+    pairs = merges if isinstance(merges, list) else _read_merges(merges)
+    try:
+        tuples = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in pairs]
+        model = BPE(vocab=entries, merges=tuples)
+    except Exception as error:  # the library raises bare Exception for whatever does not fit
+        raise ConfigError(f"vocabulary and merges do not make a tokenizer: {error}") from error
+    backend = Tokenizer(model)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
+    backend.decoder = decoders.ByteLevel()
+    return backend
 
 
 def write_tokenizer(folder: str | Path, backend: Tokenizer, settings: dict[str, Any]) -> list[str]:
@@ -136,3 +157,8 @@ def _checked_json(settings: dict[str, Any]) -> dict[str, Any]:
         except (TypeError, ValueError) as error:
             raise ConfigError(f"the tokenizer's setting {name}={value!r} cannot be written as JSON: {error}") from error
     return settings
+
+
+def _read_merges(path: str) -> list[str]:
+    lines = Path(path).read_text(encoding="utf-8").split("\n")
+    return [line for line in lines if line and not line.startswith("#version")]

@@ -146,11 +146,11 @@ class Transcript:
 
     def _timed_chunks(self, names: Mapping[str, str] | None) -> list[dict[str, Any]]:
         """One dict a segment, or one a word where words were asked for; with languages unless `names` is None."""
-        chunks = []
+        chunks: list[dict[str, Any]] = []
         for segment in self.segments:
             language = {} if names is None else {"language": names.get(segment.language or "", segment.language)}
-            for span in (segment.words or ()) if self.timestamps == "word" else (segment,):
-                chunks.append({**language, "timestamp": (span.start, span.end), "text": span.text})
+            spans = (segment.words or ()) if self.timestamps == "word" else (segment,)
+            chunks += [{**language, "timestamp": (span.start, span.end), "text": span.text} for span in spans]
         return chunks
 
 

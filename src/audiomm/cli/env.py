@@ -35,11 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
 def facts() -> list[tuple[str, str]]:
     """Names and values: the platform, the packages, the CPU and the accelerators."""
     found = [("audiomm", __version__), ("python", platform.python_version()), ("platform", platform.platform())]
-    for package in PACKAGES:
-        try:
-            found.append((package, version(package)))
-        except PackageNotFoundError:
-            found.append((package, "not installed"))
+    found += [(package, _version(package)) for package in PACKAGES]
     capability = torch.backends.cpu.get_cpu_capability()
     found.append(("cpu", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {capability}"))
     found.append(("cuda", torch.version.cuda or "not in this build of torch"))
@@ -49,3 +45,10 @@ def facts() -> list[tuple[str, str]]:
         found.append((f"cuda:{index}", f"{properties.name}, {memory:.1f} GiB, {properties.major}.{properties.minor}"))
     found.append(("mps", "available" if torch.backends.mps.is_available() else "not available"))
     return found
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

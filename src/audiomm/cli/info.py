@@ -13,6 +13,7 @@ from ..auto import FAMILIES, AutoConfig
 from ..base.errors import CheckpointNotFoundError
 from ..base.hub import Source
 from ..base.weights import Checkpoint, find_checkpoint
+from ..layers.cache import LayerSpec
 
 #: Fields of a config that say how large the model is, in the order of printing.
 _SIZES = (
@@ -82,16 +83,15 @@ def _stored(checkpoint: Checkpoint) -> list[tuple[str, str]]:
         counts[dtype] += prod(checkpoint.shapes[tensor])
     dtypes = ", ".join(f"{count:,} numbers in {dtype}" for dtype, count in counts.most_common())
     found = [("weights", f"{len(checkpoint.shapes):,} tensors, {dtypes}")]
-    for path in sorted(set(checkpoint.files.values())):
-        found.append(("file", f"{path.name}, {_bytes(path.stat().st_size)}"))
-    return found
+    files = sorted(set(checkpoint.files.values()))
+    return found + [("file", f"{path.name}, {_bytes(path.stat().st_size)}") for path in files]
 
 
-def _cache_numbers(spec: Any, config: Any) -> int:
+def _cache_numbers(spec: LayerSpec, config: Any) -> int:
     """Keys and values of one layer when a sequence is as long as it can be."""
     if spec.shared_with is not None:
         return 0
-    length = getattr(config, "max_target_positions", None) or getattr(config, "max_position_embeddings", 0)
+    length: int = getattr(config, "max_target_positions", 0) or getattr(config, "max_position_embeddings", 0)
     kept = min(length, spec.window or length) + (spec.cross_length or 0)
     return int(2 * spec.kv_heads * spec.head_dim * kept)
 

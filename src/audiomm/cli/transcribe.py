@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..base.errors import InputError
+from ..base.errors import InputError, SaveError
 from ..base.transcript import Transcript
 from ..models.whisper.languages import language_code
 from ..pipelines import get_writer, pipeline
@@ -62,13 +62,12 @@ def run(arguments: argparse.Namespace) -> int:
     failed = 0
     for batch in batched(iter(zip(arguments.audio, names, strict=True)), arguments.batch_size):
         for (path, name), result in zip(batch, _transcribe(pipe, [path for path, _ in batch], call), strict=True):
-            try:
-                if isinstance(result, Exception):
-                    raise result
-                _deliver(result, path, name, writer, options, arguments)
-            except BrokenPipeError:
-                raise
-            except Exception as error:
+            error: Exception | None
+            if isinstance(result, Transcript):
+                error = _deliver(result, path, name, writer, options, arguments)
+            else:
+                error = result
+            if error is not None:
                 failed += 1
                 logger.debug("%s", path, exc_info=error)
                 print(f"audiomm: {path}: {_told(error, path)}", file=sys.stderr)
@@ -165,17 +164,22 @@ def _deliver(
     writer: Writer | None,
     options: SubtitleOptions,
     arguments: argparse.Namespace,
-) -> None:
-    """Print a transcript, write it, or both."""
+) -> SaveError | None:
+    """Print a transcript, write it, or both; what could not be written comes back as an error."""
     if writer is None or arguments.verbose:
         if len(arguments.audio) > 1:
             _print(f"{path}:")
         for segment in transcript.segments:
             start, end = format_timestamp(segment.start), format_timestamp(segment.end)
             _print(f"[{start} --> {end}] {segment.text.strip()}")
-    if writer is not None:
+    if writer is None:
+        return None
+    try:
         for written in writer.write(transcript, name, options):
             _print(str(written))
+    except SaveError as error:
+        return error
+    return None
 
 
 def _told(error: Exception, path: str) -> str:

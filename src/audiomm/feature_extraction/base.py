@@ -61,13 +61,7 @@ class BatchFeature(dict[str, Any]):
         if kind not in ("pt", "np"):
             raise InputError(f"return_tensors={kind!r}: accepted are 'pt' (torch), 'np' (numpy) and None.")
         for name, value in self.items():
-            try:
-                self[name] = _as_tensor(value) if kind == "pt" else _as_array(value)
-            except (ValueError, TypeError, RuntimeError) as error:
-                raise InputError(
-                    f"{name!r} cannot become one {'tensor' if kind == 'pt' else 'array'} ({error}); rows of different "
-                    "length need padding='longest' or 'max_length', or return_tensors=None."
-                ) from error
+            self[name] = _as_one(name, value, kind)
         return self
 
     def to(self, *args: Any, **kwargs: Any) -> BatchFeature:
@@ -102,6 +96,17 @@ def _as_dtype(value: Any) -> torch.dtype | None:
     """The torch dtype that `value` is or names, else None."""
     named = getattr(torch, value, None) if isinstance(value, str) else value
     return named if isinstance(named, torch.dtype) else None
+
+
+def _as_one(name: str, value: Any, kind: str) -> torch.Tensor | np.ndarray:
+    """An entry as one tensor ("pt") or one array ("np")."""
+    try:
+        return _as_tensor(value) if kind == "pt" else _as_array(value)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise InputError(
+            f"{name!r} cannot become one {'tensor' if kind == 'pt' else 'array'} ({error}); rows of different length "
+            "need padding='longest' or 'max_length', or return_tensors=None."
+        ) from error
 
 
 def _as_tensor(value: Any) -> torch.Tensor:
@@ -139,7 +144,9 @@ class FeatureExtractionMixin:
         }
 
     @classmethod
-    def from_pretrained(cls: type[Extractor], pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Extractor:
+    def from_pretrained(
+        cls: type[Extractor], pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> Extractor:
         """Read the settings from a folder or the hub.
 
         Args:
@@ -158,8 +165,8 @@ class FeatureExtractionMixin:
             path = source.find(PREPROCESSOR_FILE)
             if path is None:
                 raise CheckpointNotFoundError(
-                    f"{str(pretrained_model_name_or_path)!r} holds neither {PREPROCESSOR_FILE} nor a {PROCESSOR_FILE} with a "
-                    f"{cls.processor_section!r} section; is it a model's folder or hub id?"
+                    f"{str(pretrained_model_name_or_path)!r} holds neither {PREPROCESSOR_FILE} nor a {PROCESSOR_FILE} "
+                    f"with a {cls.processor_section!r} section; is it a model's folder or hub id?"
                 )
             section = read_json(path)
         if not isinstance(section, dict):
@@ -333,14 +340,16 @@ class SequenceFeatureExtractor(FeatureExtractionMixin):
         clips = [_as_array(clip) for clip in columns[main]]
         lengths = [clip.shape[self.time_axis] for clip in clips]
         kept, final = self.padded_lengths(lengths, padding, max_length, truncation, pad_to_multiple_of)
-        columns[main] = [self._pad_one(clip, *sizes) for clip, *sizes in zip(clips, kept, final)]
+        sizes = list(zip(kept, final, strict=True))
+        columns[main] = [self._pad_one(clip, *size) for clip, size in zip(clips, sizes, strict=True)]
         wants_mask = self.return_attention_mask if return_attention_mask is None else return_attention_mask
         if "attention_mask" in columns:
             masks = [_as_array(mask) for mask in columns["attention_mask"]]
-            columns["attention_mask"] = [self._pad_one(mask, *sizes, 0, 0) for mask, *sizes in zip(masks, kept, final)]
-        elif wants_mask:
-            ones = [np.ones(length, np.int32) for length in kept]
-            columns["attention_mask"] = [self._pad_one(mask, *sizes, 0, 0) for mask, *sizes in zip(ones, kept, final)]
+        else:
+            masks = [np.ones(length, np.int32) for length in kept] if wants_mask else []
+        if masks:
+            pairs = zip(masks, sizes, strict=True)
+            columns["attention_mask"] = [self._pad_one(mask, *size, value=0, axis=0) for mask, size in pairs]
         return BatchFeature(columns, tensor_type=return_tensors)
 
     def _pad_one(

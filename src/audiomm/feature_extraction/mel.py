@@ -101,7 +101,7 @@ def mel_filter_bank(
     if num_frequency_bins < 2 or num_mel_filters < 1 or not 0 <= min_frequency < max_frequency or sampling_rate <= 0:
         raise ConfigError(
             f"no filter bank has {num_frequency_bins} bins and {num_mel_filters} mel bands from {min_frequency} to "
-            f"{max_frequency} Hz at {sampling_rate} Hz: bins >= 2, bands >= 1, 0 <= from < to and a rate > 0 are needed."
+            f"{max_frequency} Hz at {sampling_rate} Hz: bins >= 2, bands >= 1, 0 <= from < to and rate > 0 are needed."
         )
     bank = _filter_bank(
         num_frequency_bins,
@@ -173,10 +173,11 @@ def _mel_power(source: torch.Tensor, filters: torch.Tensor, n_fft: int, hop_leng
 
 
 def _centred(clip: torch.Tensor, num_samples: int, half: int, stop: int) -> torch.Tensor:
-    """`clip` extended by zeros to `num_samples`, mirrored by `half` samples at both ends, up to padded sample `stop`."""
+    """`clip`, then zeros up to `num_samples`, mirrored by `half` samples at both ends; the first `stop` of these."""
     if stop <= half + num_samples:  # the mirrored right end is not reached: no need to lay out all the zeros
         body = torch.nn.functional.pad(clip, (0, max(0, stop - half - clip.shape[0])))
-        head = body[1 : half + 1] if body.shape[0] > half else torch.nn.functional.pad(clip, (0, half + 1))[1 : half + 1]
+        missing = max(0, half + 1 - body.shape[0])
+        head = torch.nn.functional.pad(body[: half + 1], (0, missing))[1:]
         return torch.cat([head.flip(0), body])[:stop]
     body = torch.nn.functional.pad(clip, (0, num_samples - clip.shape[0]))
     return torch.nn.functional.pad(body[None], (half, half), mode="reflect")[0, :stop]
@@ -217,7 +218,7 @@ def log_mel(
         return _log_mel_on_accelerator(clips, num_samples, filters, n_fft, hop_length)
     filters = filters.contiguous()
     results = []
-    for clip, length in zip(clips, num_samples):
+    for clip, length in zip(clips, num_samples, strict=True):
         total = frame_count(length, n_fft, hop_length)
         touched = min(total, (clip.shape[0] + half - 1) // hop_length + 1)
         mel = torch.empty(filters.shape[1], total)
@@ -246,6 +247,6 @@ def _log_mel_on_accelerator(
         batch = filters.new_zeros(len(rows), length)
         for place, row in enumerate(rows):
             batch[place, : clips[row].shape[0]] = clips[row]
-        for row, mel in zip(rows, plain_log_mel(batch, filters, n_fft, hop_length)):
+        for row, mel in zip(rows, plain_log_mel(batch, filters, n_fft, hop_length), strict=True):
             results[row] = mel
     return results

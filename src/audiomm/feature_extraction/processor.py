@@ -46,7 +46,7 @@ class ProcessorMixin:
         Raises:
             TypeError: A part is missing, one too many, or of another class.
         """
-        given = {**dict(zip(self.attributes, parts)), **named}
+        given = {**dict(zip(self.attributes, parts, strict=False)), **named}
         if len(parts) > len(self.attributes) or set(given) != set(self.attributes):
             raise TypeError(
                 f"{type(self).__name__} is made of {', '.join(self.attributes)}; got {len(parts)} parts"
@@ -70,7 +70,9 @@ class ProcessorMixin:
         return [name for name in cls.attributes if name != "tokenizer"]
 
     @classmethod
-    def from_pretrained(cls: type[Processor], pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Processor:
+    def from_pretrained(
+        cls: type[Processor], pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> Processor:
         """Read all parts from a folder or the hub.
 
         Args:

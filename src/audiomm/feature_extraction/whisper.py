@@ -136,7 +136,7 @@ class WhisperFeatureExtractor(SequenceFeatureExtractor):
         lengths, padded = self.padded_lengths(
             [clip.shape[0] for clip in clips], padding, max_length or self.n_samples, truncation, pad_to_multiple_of
         )
-        clips = [clip[:length] for clip, length in zip(clips, lengths)]
+        clips = [clip[:length] for clip, length in zip(clips, lengths, strict=True)]
         if do_normalize:
             clips = [_normalized(clip) for clip in clips]
         if pad_mode == "logmel":
@@ -146,7 +146,9 @@ class WhisperFeatureExtractor(SequenceFeatureExtractor):
         batch: dict[str, Any] = {"input_features": _stacked(rows)}
         if self.return_attention_mask if return_attention_mask is None else return_attention_mask:
             frames = [row.shape[-1] for row in rows]
-            batch["attention_mask"] = _stacked([self._mask(*sizes) for sizes in zip(lengths, padded, frames)])
+            batch["attention_mask"] = _stacked(
+                [self._mask(*sizes) for sizes in zip(lengths, padded, frames, strict=True)]
+            )
         if return_token_timestamps:
             batch["num_frames"] = torch.tensor([length // self.hop_length for length in lengths])
         if return_tensors is None:
@@ -165,10 +167,10 @@ class WhisperFeatureExtractor(SequenceFeatureExtractor):
         filters = self._device_filters(clips[0].device)
         plain = self.dither == 0.0 and self.padding_value == 0.0 and self.padding_side == "right"
         if not plain:
-            clips = [self._extended(clip, length) for clip, length in zip(clips, padded)]
+            clips = [self._extended(clip, length) for clip, length in zip(clips, padded, strict=True)]
             if self.dither != 0.0:
                 noise = torch.randn(len(clips), max(padded), device=filters.device)
-                clips = [clip + self.dither * row[: clip.shape[0]] for clip, row in zip(clips, noise)]
+                clips = [clip + self.dither * row[: clip.shape[0]] for clip, row in zip(clips, noise, strict=True)]
         return log_mel(clips, padded, filters, self.n_fft, self.hop_length)
 
     def _mel_padded(self, clips: list[torch.Tensor], padded: list[int]) -> list[torch.Tensor]:
@@ -179,7 +181,7 @@ class WhisperFeatureExtractor(SequenceFeatureExtractor):
         spoken = [clip.shape[0] + silence for clip in clips]
         rows = log_mel(clips, spoken, self._device_filters(clips[0].device), self.n_fft, self.hop_length)
         result = []
-        for row, clip, length in zip(rows, clips, padded):
+        for row, clip, length in zip(rows, clips, padded, strict=True):
             real = frame_count(clip.shape[0], self.n_fft, self.hop_length)
             missing = frame_count(length, self.n_fft, self.hop_length) - real
             sides = (missing, 0) if self.padding_side == "left" else (0, missing)
@@ -213,5 +215,3 @@ def _stacked(rows: list[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
 
 def _as_numpy(value: torch.Tensor | list[torch.Tensor]) -> np.ndarray | list[np.ndarray]:
     return [row.cpu().numpy() for row in value] if isinstance(value, list) else value.cpu().numpy()
-
-

@@ -132,7 +132,6 @@ def _candidates(
     scores = request.processors(rows.ids, logits.log_softmax(dim=-1))
     scores = request.warpers(rows.ids, scores)
     record.add_scores(logits, scores)
-    _note_trouble(rows, scores)
     total = (scores.view(batch, beams, vocabulary) + state.running.scores[:, :, None]).flatten(1)
     if config.do_sample:
         # The largest ratios of probability to exponential noise are a draw without replacement.
@@ -141,6 +140,7 @@ def _candidates(
         best = total.gather(1, chosen)
     else:
         best, chosen = torch.topk(total, keep, dim=-1)
+    _note_trouble(rows, scores.amax(dim=-1).view(batch, beams), best)
     source, token = chosen // vocabulary, chosen % vocabulary
     offset = torch.arange(batch, device=source.device)[:, None] * beams
     candidates = Beams(_take(state.running.tokens, source), best, _take(state.running.origins, source))
@@ -149,12 +149,19 @@ def _candidates(
     return candidates
 
 
-def _note_trouble(rows: DecodeState, scores: Tensor) -> None:
-    """Mark rows whose scores hold NaN; a beam without a possible token just dies out, unless it is the only one."""
-    best = scores.amax(dim=-1)
-    code = 2 * (rows.length - rows.prompt_length) + 2 + best.isnan().long()
-    bad = best.isnan()
-    rows.trouble = torch.where(bad & (rows.trouble == 0), code, rows.trouble)
+def _note_trouble(rows: DecodeState, row_best: Tensor, best: Tensor) -> None:
+    """Mark rows whose scores hold NaN, and items none of whose beams can go on; a single beam may just die out.
+
+    Args:
+        rows: The state whose `trouble` is kept.
+        row_best: (batch, beams) best score of each row, NaN if one of them is.
+        best: (batch, candidates) scores of the candidates.
+    """
+    is_nan = row_best.isnan()
+    is_stuck = (best == -torch.inf).all(dim=1, keepdim=True)
+    code = 2 * (rows.length - rows.prompt_length) + 2 + is_nan.long()
+    bad = (is_nan | is_stuck).flatten()
+    rows.trouble = torch.where(bad & (rows.trouble == 0), code.flatten(), rows.trouble)
 
 
 def _select(request: DecodeRequest, state: BeamState, rows: DecodeState, candidates: Beams) -> None:

@@ -65,31 +65,44 @@ def build_processors(
         model_processors: Rules of the model, after those of the config.
         user_processors: Rules of the caller, last.
     """
-    ends = config.eos_ids
-    rules = LogitsProcessorList()
-    if config.sequence_bias is not None:
-        rules.append(SequenceBiasLogitsProcessor(config.sequence_bias))
-    if config.encoder_repetition_penalty != 1.0 and encoder_input_ids is not None:
-        rules.append(EncoderRepetitionPenaltyLogitsProcessor(config.encoder_repetition_penalty, encoder_input_ids))
-    if config.repetition_penalty != 1.0:
-        padding = None if prompt_mask is None else (prompt_mask != 0).int().argmax(dim=1)
-        rules.append(RepetitionPenaltyLogitsProcessor(config.repetition_penalty, padding))
-    if config.no_repeat_ngram_size:
-        rules.append(NoRepeatNGramLogitsProcessor(config.no_repeat_ngram_size))
-    if config.encoder_no_repeat_ngram_size and encoder_input_ids is not None:
-        rules.append(EncoderNoRepeatNGramLogitsProcessor(config.encoder_no_repeat_ngram_size, encoder_input_ids))
+    rules = _repetition_rules(config, prompt_mask, encoder_input_ids)
     if config.bad_words_ids is not None:
-        rules.append(NoBadWordsLogitsProcessor(config.bad_words_ids, ends or None))
-    # Like max_new_tokens and max_length: the one that counts new tokens wins.
-    if config.min_new_tokens is None and config.min_length and ends:
-        rules.append(MinLengthLogitsProcessor(config.min_length, ends))
-    if config.min_new_tokens and ends:
-        rules.append(MinNewTokensLengthLogitsProcessor(prompt_length, config.min_new_tokens, ends))
+        rules.append(NoBadWordsLogitsProcessor(config.bad_words_ids, config.eos_ids or None))
+    rules.extend(_length_rules(config, prompt_length))
     if prefix_allowed_tokens_fn is not None:
         rules.append(PrefixConstrainedLogitsProcessor(prefix_allowed_tokens_fn, copies(config)))
     rules.extend(_forced_and_suppressed(config, prompt_length, max_length))
     rules.extend(model_processors)
     rules.extend(user_processors)
+    return rules
+
+
+def _repetition_rules(
+    config: GenerationConfig, prompt_mask: Tensor | None, encoder_ids: Tensor | None
+) -> LogitsProcessorList:
+    rules = LogitsProcessorList()
+    if config.sequence_bias is not None:
+        rules.append(SequenceBiasLogitsProcessor(config.sequence_bias))
+    if config.encoder_repetition_penalty != 1.0 and encoder_ids is not None:
+        rules.append(EncoderRepetitionPenaltyLogitsProcessor(config.encoder_repetition_penalty or 1.0, encoder_ids))
+    if config.repetition_penalty != 1.0:
+        padding = None if prompt_mask is None else (prompt_mask != 0).int().argmax(dim=1)
+        rules.append(RepetitionPenaltyLogitsProcessor(config.repetition_penalty or 1.0, padding))
+    if config.no_repeat_ngram_size:
+        rules.append(NoRepeatNGramLogitsProcessor(config.no_repeat_ngram_size))
+    if config.encoder_no_repeat_ngram_size and encoder_ids is not None:
+        rules.append(EncoderNoRepeatNGramLogitsProcessor(config.encoder_no_repeat_ngram_size, encoder_ids))
+    return rules
+
+
+def _length_rules(config: GenerationConfig, prompt_length: int) -> LogitsProcessorList:
+    rules = LogitsProcessorList()
+    ends = config.eos_ids
+    # Like max_new_tokens and max_length: the one that counts new tokens wins.
+    if config.min_new_tokens is None and config.min_length and ends:
+        rules.append(MinLengthLogitsProcessor(config.min_length, ends))
+    if config.min_new_tokens and ends:
+        rules.append(MinNewTokensLengthLogitsProcessor(prompt_length, config.min_new_tokens, ends))
     return rules
 
 
@@ -114,6 +127,17 @@ def _forced_and_suppressed(config: GenerationConfig, prompt_length: int, max_len
     return rules
 
 
+#: Field, the warper it asks for, and which values of it change anything; in the order they are applied.
+_FILTERS: tuple[tuple[str, Callable[..., Any], Callable[[Any], bool]], ...] = (
+    ("top_k", TopKLogitsWarper, lambda value: value > 0),
+    ("top_p", TopPLogitsWarper, lambda value: value < 1),
+    ("min_p", MinPLogitsWarper, lambda value: True),
+    ("typical_p", TypicalLogitsWarper, lambda value: value < 1),
+    ("epsilon_cutoff", EpsilonLogitsWarper, lambda value: 0 < value < 1),
+    ("eta_cutoff", EtaLogitsWarper, lambda value: 0 < value < 1),
+)
+
+
 def build_warpers(config: GenerationConfig) -> LogitsProcessorList:
     """What shapes the distribution when sampling, and the last renormalisation if asked for.
 
@@ -124,20 +148,12 @@ def build_warpers(config: GenerationConfig) -> LogitsProcessorList:
     if config.do_sample:
         # A beam needs something to go on with besides the end tokens.
         keep = 1 if config.num_beams == 1 else max(2, len(config.eos_ids) + 1)
-        if config.temperature != 1.0:
-            rules.append(TemperatureLogitsWarper(config.temperature or 1.0))
-        if config.top_k:
-            rules.append(TopKLogitsWarper(config.top_k, min_tokens_to_keep=keep))
-        if config.top_p is not None and config.top_p < 1.0:
-            rules.append(TopPLogitsWarper(config.top_p, min_tokens_to_keep=keep))
-        if config.min_p is not None:
-            rules.append(MinPLogitsWarper(config.min_p, min_tokens_to_keep=keep))
-        if config.typical_p is not None and config.typical_p < 1.0:
-            rules.append(TypicalLogitsWarper(config.typical_p, min_tokens_to_keep=keep))
-        if config.epsilon_cutoff and config.epsilon_cutoff < 1.0:
-            rules.append(EpsilonLogitsWarper(config.epsilon_cutoff, min_tokens_to_keep=keep))
-        if config.eta_cutoff and config.eta_cutoff < 1.0:
-            rules.append(EtaLogitsWarper(config.eta_cutoff, min_tokens_to_keep=keep))
+        if config.temperature is not None and config.temperature != 1.0:
+            rules.append(TemperatureLogitsWarper(config.temperature))
+        for name, warper, changes in _FILTERS:
+            value = getattr(config, name)
+            if value is not None and changes(value):
+                rules.append(warper(value, min_tokens_to_keep=keep))
     if config.renormalize_logits:
         rules.append(LogitNormalization())
     return rules

@@ -223,11 +223,11 @@ class GenerationConfig:
     ) -> None:
         """Write the fields that are set to generation_config.json in `save_directory`.
 
+        Values are not judged here, so that no odd field of a checkpoint keeps a model from being saved.
+
         Raises:
-            GenerationError: A field holds what it does not accept, so the file would be of no use.
             SaveError: The folder or file cannot be written.
         """
-        self.validate()
         write_json(make_folder(save_directory) / str(config_file_name or FILE_NAME), self.to_diff_dict())
 
     def to_dict(self) -> dict[str, Any]:

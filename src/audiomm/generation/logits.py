@@ -220,16 +220,23 @@ class SequenceBiasLogitsProcessor(LogitsProcessor):
         rows, size = scores.shape
         # One extra column takes what lies beyond the vocabulary.
         bias = torch.zeros(rows, size + 1, dtype=scores.dtype, device=scores.device)
-        for length, (starts, lasts, values) in self._groups.items():
+        for length, (starts, lasts, values) in self._groups_on(scores.device).items():
             if length - 1 > input_ids.shape[1]:
                 continue
-            starts, lasts = starts.to(scores.device), lasts.to(scores.device).clamp(max=size)
-            values = values.to(device=scores.device, dtype=scores.dtype)
+            values, lasts = values.to(scores.dtype), lasts.clamp(max=size)
             recent = input_ids[:, input_ids.shape[1] - (length - 1) :]
             same = (recent[:, None, :] == starts[None]).all(dim=-1)  # (rows, sequences)
             added = torch.where(same, values[None], torch.zeros_like(values)[None])
             bias.scatter_add_(1, lasts[None].expand(rows, -1), added)
         return scores + bias[:, :size]
+
+    def _groups_on(self, device: torch.device) -> dict[int, tuple[Tensor, Tensor, Tensor]]:
+        if any(ids.device != device for ids, _, _ in self._groups.values()):
+            self._groups = {
+                length: (ids.to(device), lasts.to(device), values.to(device))
+                for length, (ids, lasts, values) in self._groups.items()
+            }
+        return self._groups
 
 
 def _group_by_length(table: dict[tuple[int, ...], float]) -> dict[int, tuple[Tensor, Tensor, Tensor]]:

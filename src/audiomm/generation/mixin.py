@@ -8,15 +8,17 @@ import inspect
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..base.errors import GenerationError
+from ..base.hub import Source, read_json
 from ..base.outputs import GenerateOutput, ModelOutput
 from .build import build_processors
-from .config import GenerationConfig
+from .config import FILE_NAME, GenerationConfig
 from .fields import FIELDS
 from .logits import LogitsProcessorList
 from .sampling import Generators
@@ -41,6 +43,19 @@ class GenerationMixin:
     def can_generate(self) -> bool:
         """True: this class can."""
         return True
+
+    def load_side_files(self, source: Source) -> None:
+        """Read generation_config.json, where the checkpoint has one."""
+        path = source.find(FILE_NAME)
+        self.generation_config = (
+            GenerationConfig.from_model_config(self.config)
+            if path is None
+            else GenerationConfig.from_dict(read_json(path))
+        )
+
+    def save_side_files(self, folder: Path) -> None:
+        """Write generation_config.json."""
+        self.generation_config.save_pretrained(folder)
 
     @torch.no_grad()
     def generate(
@@ -69,7 +84,7 @@ class GenerationMixin:
             stopping_criteria: Further criteria.
             prefix_allowed_tokens_fn: Function (batch index, tokens so far) -> allowed token ids.
             synced_gpus: Accepted for programs that pass it; each process here ends when its own rows are done.
-            assistant_model: A draft model, where the model takes one.
+            assistant_model: A smaller model of the same vocabulary that drafts tokens; the result stays what it is.
             streamer: Takes tokens as they come (see `streamers`).
             tokenizer: Needed for stop_strings.
             generator: Source of random numbers; a list gives every row its own.
@@ -84,17 +99,14 @@ class GenerationMixin:
             NumericalError: The model gave NaN.
         """
         try:
-            with _eval_mode(self):
+            with eval_mode(self), eval_mode(assistant_model):
                 config, model_inputs = self._resolve(generation_config, kwargs)
-                if assistant_model is not None or config.prompt_lookup_num_tokens is not None:
-                    name = "assistant_model" if assistant_model is not None else "prompt_lookup_num_tokens"
-                    raise GenerationError(f"{name}: {type(self).__name__} does not take drafts; leave it unset.")
                 prompt, mask, model_inputs = self._prepare_prompt(inputs, config, model_inputs)
                 config = _settle_lengths(config, prompt, model_inputs)
                 processors = build_processors(
                     config,
-                    prompt_length=prompt.shape[1],
-                    max_length=length_limit(config, prompt.shape[1]),
+                    prompt_length=prompt.shape[-1],
+                    max_length=length_limit(config, prompt.shape[-1]),
                     prompt_mask=mask,
                     encoder_input_ids=self._encoder_ids(prompt, model_inputs),
                     prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
@@ -111,6 +123,8 @@ class GenerationMixin:
                     tokenizer=tokenizer,
                     streamer=streamer,
                     generator=generator,
+                    assistant_model=assistant_model,
+                    assistant_inputs=_inputs_for(assistant_model, model_inputs),
                 )
         except BaseException:
             # Whoever reads from the streamer in another thread must not wait for ever.
@@ -192,11 +206,18 @@ class GenerationMixin:
 
 def input_names(model: Any) -> set[str]:
     """The keywords that the model's forward() and prefill() take, those that generation makes itself left out."""
-    names: set[str] = set()
+    is_seq2seq = getattr(model.config, "is_encoder_decoder", False)
+    names = {"decoder_input_ids", "decoder_attention_mask"} if is_seq2seq else {"input_ids", "attention_mask"}
     for method in (getattr(model, "forward", None), getattr(model, "prefill", None)):
         if method is not None:
             names.update(inspect.signature(method).parameters)
     return names - _OWN
+
+
+def _inputs_for(assistant: Any, model_inputs: dict[str, Any]) -> dict[str, Any]:
+    """Those of the model's inputs that the assistant takes too."""
+    names = set() if assistant is None else input_names(assistant)
+    return {name: value for name, value in model_inputs.items() if name in names}
 
 
 def _unknown_keyword(name: str, inputs: set[str]) -> str:
@@ -210,7 +231,7 @@ def _unknown_keyword(name: str, inputs: set[str]) -> str:
 def _settle_lengths(config: GenerationConfig, prompt: Tensor, model_inputs: dict[str, Any]) -> GenerationConfig:
     """When the prompt is given as embeddings, limits that count it are lowered by its length."""
     embeddings = model_inputs.get("inputs_embeds")
-    if embeddings is None or prompt.shape[1] or config.max_new_tokens is not None:
+    if embeddings is None or prompt.shape[-1] or config.max_new_tokens is not None:
         return config
     length = embeddings.shape[1]
     if (config.max_length or 0) <= length:
@@ -266,7 +287,7 @@ def _mask_from_padding(prompt: Tensor, config: GenerationConfig) -> Tensor | Non
 
 
 @contextmanager
-def _eval_mode(model: Any) -> Iterator[None]:
+def eval_mode(model: Any) -> Iterator[None]:
     """Eval mode inside the block; modules that were in training mode are so again after it."""
     training = [module for module in model.modules() if module.training] if isinstance(model, nn.Module) else []
     for module in training:

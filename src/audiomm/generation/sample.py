@@ -31,6 +31,16 @@ def sample(request: DecodeRequest) -> GenerateOutput:
         if state.length >= request.max_length or flag.is_set(state.finished):
             break
         logits = advance(request, state, record)
+    return finish(state, record)
+
+
+def finish(state: DecodeState, record: Record) -> GenerateOutput:
+    """What a run gives back: steps taken after all rows were done are dropped.
+
+    Raises:
+        NumericalError: The model gave NaN.
+        GenerationError: Every token was forbidden.
+    """
     raise_trouble(state)
     state.length = state.prompt_length + int(state.live_steps)
     output = GenerateOutput(sequences=state.ids.clone(), logprobs=state.logprobs, past_key_values=state.cache)

@@ -31,7 +31,7 @@ def pick_best(scores: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pick_random(scores: Tensor, generators: Generators = None) -> tuple[Tensor, Tensor]:
-    """One token a row with the probabilities softmax(scores), and its log-probability.
+    """One token a row with the probabilities softmax(scores), and the highest score: NaN or -inf as in `pick_best`.
 
     Probabilities divided by exponential noise are largest at each token exactly as often as its probability says;
     the same draw as torch.multinomial makes, so the same seed gives the same token.
@@ -42,4 +42,4 @@ def pick_random(scores: Tensor, generators: Generators = None) -> tuple[Tensor, 
     """
     probabilities = scores.softmax(dim=-1)
     tokens = (probabilities / exponential_noise(probabilities, generators)).argmax(dim=-1)
-    return tokens, probabilities.gather(-1, tokens[:, None])[:, 0].log()
+    return tokens, scores.amax(dim=-1)

@@ -12,10 +12,11 @@ from ..base.outputs import GenerateOutput
 from .beam import beam_search
 from .build import build_stopping, build_warpers
 from .config import GenerationConfig
-from .decode import Decoder, DecodeRequest
+from .decode import Decoder, DecodeRequest, Record, start
 from .logits import LogitsProcessorList
 from .sample import sample
 from .sampling import Generators
+from .speculative import AssistantModel, Drafter, PromptLookup, speculate
 from .stopping import StoppingCriteriaList
 
 
@@ -32,6 +33,8 @@ def generate_tokens(
     streamer: Any = None,
     generator: Generators = None,
     logprobs: bool = False,
+    assistant_model: Decoder | None = None,
+    assistant_inputs: dict[str, Any] | None = None,
 ) -> GenerateOutput:
     """Continue prompts token by token: greedy, sampling or beam search, as the config says.
 
@@ -52,6 +55,8 @@ def generate_tokens(
         logprobs: Fill `logprobs` of the output: the sum of the log-probabilities of the chosen tokens, the end token
             included, after `processors` and before the warpers (so at temperature 1). The config's
             `output_logprobs` asks for the same.
+        assistant_model: A smaller model of the same vocabulary that drafts tokens; the result stays what it is.
+        assistant_inputs: Passed on to its prefill.
 
     Returns:
         Output with `sequences` (rows, length), prompt included; rows = batch x num_return_sequences.
@@ -80,19 +85,33 @@ def generate_tokens(
         logprobs=logprobs or bool(config.output_logprobs),
     )
     _check_generators(request)
-    if request.config.num_beams == 1:
+    drafts = assistant_model is not None or config.prompt_lookup_num_tokens is not None
+    if config.num_beams == 1:
         if streamer is not None:
             streamer.put(prompt.repeat_interleave(config.num_return_sequences or 1, dim=0).cpu())
-        output = sample(request)
+        output = _speculate(request, assistant_model, assistant_inputs or {}) if drafts else sample(request)
         if streamer is not None:
             streamer.end()
         return output
-    if streamer is not None:
+    if drafts or streamer is not None:
+        name = "an assistant or prompt_lookup_num_tokens" if drafts else "a streamer"
         raise GenerationError(
-            f"a streamer cannot follow a search with num_beams={request.config.num_beams}, which may still change its "
-            "mind about earlier tokens: pass num_beams=1 or no streamer."
+            f"{name} cannot follow a search with num_beams={config.num_beams}, which may still change its mind about "
+            "earlier tokens: pass num_beams=1, or leave it out."
         )
     return beam_search(request)
+
+
+def _speculate(request: DecodeRequest, assistant: Decoder | None, inputs: dict[str, Any]) -> GenerateOutput:
+    config, copies = request.config, request.config.num_return_sequences or 1
+    drafter: Drafter
+    if assistant is not None:
+        drafter = AssistantModel(assistant, inputs, request, copies)
+    else:
+        drafter = PromptLookup(config.prompt_lookup_num_tokens or 1, config.max_matching_ngram_size or 2)
+    record = Record(config)
+    state, logits = start(request, copies, record)
+    return speculate(request, drafter, state, logits, record)
 
 
 def length_limit(config: GenerationConfig, prompt_length: int) -> int:

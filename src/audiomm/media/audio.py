@@ -11,7 +11,6 @@ import logging
 import os
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +21,6 @@ import torch
 from ..base.errors import (
     AudioDecodeError,
     AudioLayoutError,
-    AudioLimitError,
     InputError,
     SampleRateError,
     ShapeError,
@@ -30,10 +28,11 @@ from ..base.errors import (
 )
 from .containers import Container, damage, declared_rate, sniff
 from .fetch import FetchLimits, describe, fetch
-from .pyav import blocks_of_video, duration_of_video
+from .mixer import Mixer
+from .pyav import blocks_of_video, seconds_of_video
 from .quiet import quiet_stderr
-from .resample import Resampler, check_rate
-from .samples import ACCEPTED, MAX_CHANNELS, check_finite, to_float
+from .resample import check_rate
+from .samples import ACCEPTED, MAX_CHANNELS, to_float
 
 logger = logging.getLogger("audiomm.media")
 
@@ -45,8 +44,10 @@ _BLOCK_SAMPLES = 1 << 16
 _FLAC_BLOCK_SAMPLES = 1 << 12
 #: An mp3 decoder may drop its start-up and its last frame, 1152 samples each, without anything being lost.
 _MP3_SLACK_SAMPLES = 2 * 1152
-#: Below this part of the channels' energy the average has cancelled them.
-_CANCELLED = 0.01
+#: What a container declares and what its codec gives differ by the codec's delay and its last frame.
+_VIDEO_SLACK_SECONDS = 0.2
+#: libsndfile's way to say that a file does not declare how long it is.
+_UNKNOWN_SAMPLES = 1 << 62
 
 
 class _Memory(io.BytesIO):
@@ -69,60 +70,6 @@ class _ForwardFile(soundfile.SoundFile):
     def seekable(self) -> bool:
         """No: nothing here jumps."""
         return False
-
-
-@dataclass
-class _Mixer:
-    """Blocks of many channels in, one mono float32 waveform at the wanted rate out."""
-
-    name: str
-    from_rate: int
-    to_rate: int
-    channel: int | None
-    max_seconds: float
-
-    def __post_init__(self) -> None:
-        self._resampler = Resampler(self.from_rate, self.to_rate)
-        self._pieces: list[np.ndarray] = []
-        self._energy_in = self._energy_out = 0.0
-        self.taken = 0
-
-    def push(self, block: np.ndarray) -> None:
-        """Take float32 (samples, channels)."""
-        check_finite(torch.from_numpy(block), self.name, self.taken)
-        self.taken += len(block)
-        if self.taken > self.max_seconds * self.from_rate:
-            raise too_long(self.name, self.taken / self.from_rate, self.max_seconds, at_least=True)
-        if block.shape[1] == 1:
-            mono = block[:, 0]
-        elif self.channel is not None:
-            mono = block[:, self.channel]
-        else:
-            mono = block.mean(axis=1)
-            self._energy_in += float(np.square(block, dtype=np.float64).sum()) / block.shape[1]
-            self._energy_out += float(np.square(mono, dtype=np.float64).sum())
-        self._pieces.append(self._resampler.push(mono))
-
-    def waveform(self) -> np.ndarray:
-        """float32 (samples,)."""
-        if self._energy_out < _CANCELLED * self._energy_in:
-            logger.warning(
-                "%s: averaging the channels leaves %.2g %% of their energy, they cancel each other. "
-                "Pass channel=0 to listen to one.",
-                self.name,
-                100 * self._energy_out / self._energy_in,
-            )
-        self._pieces.append(self._resampler.finish())
-        pieces = [piece for piece in self._pieces if len(piece)]
-        return pieces[0] if len(pieces) == 1 else np.concatenate([np.zeros(0, np.float32), *pieces])
-
-
-def too_long(name: str, seconds: float, max_seconds: float, at_least: bool = False) -> AudioLimitError:
-    """The error for audio that is longer than allowed."""
-    return AudioLimitError(
-        f"{name} lasts {'more than ' if at_least else ''}{seconds:.0f} s; {max_seconds:.0f} s are allowed. Pass "
-        "max_seconds= to allow more, or cut it."
-    )
 
 
 def load_audio(
@@ -180,7 +127,7 @@ def load_audio(
     audio, from_rate = _unpacked(audio, rate)
     if isinstance(audio, (np.ndarray, torch.Tensor, list, tuple)):
         return _from_samples(audio, from_rate, rate, channel, layout, max_seconds)
-    if audio is None or not (isinstance(audio, (str, bytes, bytearray, memoryview, os.PathLike)) or hasattr(audio, "read")):
+    if not isinstance(audio, (str, bytes, bytearray, memoryview, os.PathLike)) and not hasattr(audio, "read"):
         raise TypeError(
             f"{type(audio).__name__} is not audio: a path, bytes, a binary file object, a data URI, {ACCEPTED}, or a "
             "dict of one of them with its 'sampling_rate' is needed."
@@ -194,13 +141,16 @@ def audio_duration(audio: str | os.PathLike[str] | bytes) -> float:
 
     Raises:
         AudioFileNotFoundError: There is no such file.
-        AudioDecodeError: Not an audio file.
+        AudioDecodeError: Not an audio file, or one that does not say.
         MissingExtra: The format needs PyAV.
     """
     name, source = describe(audio), fetch(audio)
     kind = sniff(source)
     if kind.needs_pyav:
-        return duration_of_video(name, source, kind.name)
+        seconds = seconds_of_video(name, source, kind.name)
+        if seconds is None:
+            raise AudioDecodeError(f"{name} does not declare how long it lasts; load_audio can tell.")
+        return seconds
     with quiet_stderr() if kind.noisy else nullcontext(), _opened(name, source, kind) as file:
         return file.frames / file.samplerate
 
@@ -215,7 +165,9 @@ def _unpacked(audio: Any, rate: int) -> tuple[Any, int]:
     for key in ("array", "raw"):
         if audio.get(key) is not None:
             if audio.get("sampling_rate") is None:
-                raise SampleRateError(f"the dict holds {key!r} but no 'sampling_rate'; samples mean nothing without it.")
+                raise SampleRateError(
+                    f"the dict holds {key!r} but no 'sampling_rate', without which samples say nothing."
+                )
             return audio[key], check_rate(audio["sampling_rate"])
     for key in ("bytes", "path"):
         if audio.get(key) is not None:
@@ -226,7 +178,11 @@ def _unpacked(audio: Any, rate: int) -> tuple[Any, int]:
 def _from_samples(
     audio: Any, from_rate: int, rate: int, channel: int | None, layout: str | None, max_seconds: float
 ) -> np.ndarray:
-    if isinstance(audio, (list, tuple)) and audio and (isinstance(audio[0], str) or np.ndim(audio[0]) > 0):
+    if (
+        isinstance(audio, (list, tuple))
+        and audio
+        and (isinstance(audio[0], (str, list, tuple)) or getattr(audio[0], "ndim", 0) > 0)
+    ):
         raise TypeError(
             f"a list of {type(audio[0]).__name__} is not one clip: {ACCEPTED} is needed. Load the clips of a batch one "
             "by one; pass channels as one 2-D array."
@@ -235,11 +191,8 @@ def _from_samples(
     if samples.ndim == 0 or samples.ndim > 2:
         raise ShapeError(f"audio of shape {samples.shape}: (samples,), or two axes for several channels, is needed.")
     block = samples[:, None] if samples.ndim == 1 else _channels_last(samples, layout)
-    if len(block) > max_seconds * from_rate:
-        raise too_long("the array", len(block) / from_rate, max_seconds)
-    _check_channel("the array", channel, block.shape[1])
-    mixer = _Mixer("the array", from_rate, rate, channel, max_seconds)
-    mixer.push(block)
+    mixer = Mixer("the array", rate, channel, max_seconds)
+    mixer.push(block, from_rate)
     return mixer.waveform()
 
 
@@ -251,8 +204,8 @@ def _channels_last(samples: np.ndarray, layout: str | None) -> np.ndarray:
         could_be_last = last <= MAX_CHANNELS and (first > MAX_CHANNELS or last == 1)
         if could_be_first == could_be_last and first != last:
             raise AudioLayoutError(
-                f"an array of shape {samples.shape}: neither axis is clearly the channels (one of up to {MAX_CHANNELS}, "
-                "the other longer). Pass layout='channels_first' or 'channels_last'."
+                f"an array of shape {samples.shape}: neither axis is clearly the channels (up to {MAX_CHANNELS}, the "
+                "other longer). Pass layout='channels_first' or 'channels_last'."
             )
         layout = "channels_first" if could_be_first else "channels_last"
     block = samples.T if layout == "channels_first" else samples
@@ -262,11 +215,6 @@ def _channels_last(samples: np.ndarray, layout: str | None) -> np.ndarray:
             f"{MAX_CHANNELS} are accepted."
         )
     return block
-
-
-def _check_channel(name: str, channel: int | None, channels: int) -> None:
-    if channel is not None and not 0 <= channel < channels:
-        raise AudioLayoutError(f"channel={channel}: {name} has {channels} channels, 0 to {channels - 1}.")
 
 
 def _opened(name: str, source: Path | bytes, kind: Container, trouble: str | None = None) -> soundfile.SoundFile:
@@ -301,29 +249,9 @@ def _from_file(
     name: str, source: Path | bytes, rate: int, channel: int | None, max_seconds: float, on_truncated: str
 ) -> np.ndarray:
     kind = sniff(source)
-    if kind.needs_pyav:
-        mixer: _Mixer | None = None
-        for block, block_rate in blocks_of_video(name, source, kind.name):
-            if mixer is None:
-                _check_channel(name, channel, block.shape[1])
-                mixer = _Mixer(name, check_rate(block_rate, name), rate, channel, max_seconds)
-            mixer.push(block)
-        return mixer.waveform() if mixer is not None else np.zeros(0, np.float32)
-    trouble = damage(source, kind)
-    with quiet_stderr() if kind.noisy else nullcontext(), _opened(name, source, kind, trouble) as file:
-        declared = file.frames
-        if declared > max_seconds * file.samplerate and declared < 1 << 62:
-            raise too_long(name, declared / file.samplerate, max_seconds)
-        _check_channel(name, channel, file.channels)
-        mixer = _Mixer(name, file.samplerate, rate, channel, max_seconds)
-        try:
-            for block in _blocks(file):
-                mixer.push(block)
-        except soundfile.SoundFileError as error:
-            trouble = trouble or f"decoding stopped ({str(error).rstrip('.')})"
-        slack = _MP3_SLACK_SAMPLES if file.format in ("MP3", "MPEG") else 0
-    if trouble is None and mixer.taken < declared - slack:
-        trouble = "it ends early"
+    decode = _decode_by_pyav if kind.needs_pyav else _decode_by_libsndfile
+    mixer = Mixer(name, rate, channel, max_seconds)
+    trouble, declared = decode(name, source, kind, mixer)
     if trouble is not None:
         of_declared = f" of {declared} declared" if declared > mixer.taken else ""
         message = f"{name} is damaged: {trouble}; {mixer.taken}{of_declared} samples could be read"
@@ -331,6 +259,43 @@ def _from_file(
             raise TruncatedAudioError(f"{message}. Pass on_truncated='partial' to use those.")
         logger.warning("%s, and are used.", message)
     return mixer.waveform()
+
+
+def _decode_by_libsndfile(name: str, source: Path | bytes, kind: Container, mixer: Mixer) -> tuple[str | None, int]:
+    """Decode into `mixer`; what is wrong with the file, and the samples it declares."""
+    trouble = damage(source, kind)
+    with quiet_stderr() if kind.noisy else nullcontext(), _opened(name, source, kind, trouble) as file:
+        declared = file.frames
+        if declared < _UNKNOWN_SAMPLES:
+            mixer.check_length(declared, file.samplerate)
+        try:
+            for block in _blocks(file):
+                mixer.push(block, file.samplerate)
+        except soundfile.SoundFileError as error:
+            trouble = trouble or f"decoding stopped ({str(error).rstrip('.')})"
+        slack = _MP3_SLACK_SAMPLES if kind.name == "mp3" else 0
+    if trouble is None and mixer.taken < declared - slack and declared < _UNKNOWN_SAMPLES:
+        trouble = "it ends early"
+    return trouble, declared
+
+
+def _decode_by_pyav(name: str, source: Path | bytes, kind: Container, mixer: Mixer) -> tuple[str | None, int]:
+    """Decode into `mixer`; what is wrong with the file, and the samples it declares."""
+    seconds = seconds_of_video(name, source, kind.name) or 0.0
+    block_rate, trouble = 0, None
+    try:
+        for block, block_rate in blocks_of_video(name, source, kind.name):
+            if mixer.taken == 0:
+                mixer.check_length(int(seconds * block_rate), check_rate(block_rate, name))
+            mixer.push(block, block_rate)
+    except AudioDecodeError as error:
+        if mixer.taken == 0:
+            raise
+        trouble = f"decoding stopped ({error})"
+    declared = int(seconds * block_rate)
+    if trouble is None and mixer.taken < declared - _VIDEO_SLACK_SECONDS * block_rate:
+        trouble = "it ends early"
+    return trouble, declared
 
 
 def _blocks(file: soundfile.SoundFile) -> Iterator[np.ndarray]:
@@ -341,4 +306,3 @@ def _blocks(file: soundfile.SoundFile) -> Iterator[np.ndarray]:
         if len(block) == 0:
             return
         yield block
-

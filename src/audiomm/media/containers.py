@@ -60,7 +60,7 @@ def sniff(source: Path | bytes) -> Container:
     if isinstance(source, bytes):
         head = source[:_HEAD_BYTES]
     else:
-        with open(source, "rb") as file:
+        with source.open("rb") as file:
             head = file.read(_HEAD_BYTES)
     start = head[:16].decode("ascii", errors="replace").encode("ascii", errors="replace").decode()
     for magic, name in _READ_BY_LIBSNDFILE:
@@ -100,7 +100,7 @@ def declared_rate(source: Path | bytes, kind: Container) -> int | None:
 
 
 def _opened(source: Path | bytes) -> BinaryIO:
-    return io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
+    return io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
 
 
 def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, int, bytes]]:
@@ -126,7 +126,8 @@ def _chunk_damage(file: BinaryIO) -> str | None:
     for name, length, content in _chunks(file):
         if name in (b"data", b"SSND"):
             present = size - file.tell() + len(content)
-            if length <= present or head[4:8] == _UNKNOWN_SIZE.to_bytes(4, "big") and length == _UNKNOWN_SIZE:
+            unknown = length == _UNKNOWN_SIZE and head[4:8] == _UNKNOWN_SIZE.to_bytes(4, "big")
+            if length <= present or unknown:
                 return None
             return f"its header declares {length} bytes of samples, the file has {present}"
     return "its chunk of samples is missing"

@@ -57,7 +57,7 @@ def fetch(source: str | os.PathLike[str] | bytes | BinaryIO, limits: FetchLimits
     """
     limits = limits or FetchLimits()
     if isinstance(source, (bytes, bytearray, memoryview)):
-        content: Path | bytes = bytes(source)
+        content = bytes(source)
     elif isinstance(source, str) and source[:5].lower() == "data:":
         content = _data_uri(source, limits.max_bytes)
     elif isinstance(source, str) and "://" in source[:12]:
@@ -149,7 +149,9 @@ def _check_address(url: str, limits: FetchLimits) -> None:
         raise InputError(f"{shown}...: only http and https addresses are fetched.")
     if limits.allowed_hosts is not None:
         if host not in {allowed.lower() for allowed in limits.allowed_hosts}:
-            raise InputError(f"{shown}...: the host {host!r} is not among allowed_hosts={sorted(limits.allowed_hosts)}.")
+            raise InputError(
+                f"{shown}...: the host {host!r} is not among allowed_hosts={sorted(limits.allowed_hosts)}."
+            )
         return
     try:
         found = socket.getaddrinfo(host, parts.port or 80, type=socket.SOCK_STREAM)

@@ -48,18 +48,23 @@ def blocks_of_video(name: str, source: Path | bytes, kind: str) -> Iterator[tupl
         raise AudioDecodeError(f"{name} cannot be decoded as {kind}: {error}.") from error
 
 
-def duration_of_video(name: str, source: Path | bytes, kind: str) -> float:
-    """Seconds the container declares.
+def seconds_of_video(name: str, source: Path | bytes, kind: str) -> float | None:
+    """Seconds the first audio stream, or a container without pictures, declares; None when neither does.
 
     Raises:
         MissingExtra: PyAV is not installed.
-        AudioDecodeError: It cannot be read, or does not say.
+        AudioDecodeError: It cannot be read, or has no audio.
     """
     av = _av(kind)
     try:
         with av.open(io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source)) as container:
-            if container.duration is None:
-                raise AudioDecodeError(f"{name} does not declare how long it lasts.")
-            return float(container.duration / av.time_base)
+            if not container.streams.audio:
+                raise AudioDecodeError(f"{name} has no audio track.")
+            stream = container.streams.audio[0]
+            if stream.duration is not None:
+                return float(stream.duration * stream.time_base)
+            if container.duration is not None and not container.streams.video:
+                return float(container.duration / av.time_base)
+            return None
     except av.FFmpegError as error:
         raise AudioDecodeError(f"{name} cannot be read as {kind}: {error}.") from error

@@ -131,7 +131,7 @@ def as_waveforms(clips: Any, device: str | torch.device | None = None) -> list[t
         ShapeError: More than two axes.
         NonFiniteAudioError: A sample is NaN, infinite or absurdly large.
     """
-    if isinstance(clips, (list, tuple)) and clips and not np.isscalar(clips[0]) and np.ndim(clips[0]) > 0:
+    if isinstance(clips, (list, tuple)) and clips and _is_clip(clips[0]):
         waveforms = [_mono(clip, device, f"clip {place}") for place, clip in enumerate(clips)]
     elif isinstance(clips, (np.ndarray, torch.Tensor)) and clips.ndim == 2:
         if clips.shape[1] <= MAX_CHANNELS < clips.shape[0]:
@@ -145,10 +145,17 @@ def as_waveforms(clips: Any, device: str | torch.device | None = None) -> list[t
         waveforms = [_mono(clips, device, "audio")]
     else:
         hint = " Read files with audiomm.media.load_audio first." if isinstance(clips, (str, bytes, dict)) else ""
-        raise TypeError(f"{type(clips).__name__} is not audio samples: {ACCEPTED}, or a list of clips, is needed.{hint}")
+        raise TypeError(
+            f"{type(clips).__name__} is not audio samples: {ACCEPTED}, or a list of clips, is needed.{hint}"
+        )
     for place, waveform in enumerate(waveforms):
         check_finite(waveform, "audio" if len(waveforms) == 1 else f"clip {place}")
     return waveforms
+
+
+def _is_clip(item: Any) -> bool:
+    """Whether an item of a list is itself a clip, not a number."""
+    return isinstance(item, (list, tuple)) or getattr(item, "ndim", 0) > 0
 
 
 def _mono(clip: Any, device: str | torch.device | None, where: str) -> torch.Tensor:
@@ -159,7 +166,7 @@ def _mono(clip: Any, device: str | torch.device | None, where: str) -> torch.Ten
         return waveform[0]
     if waveform.ndim == 2:
         raise AudioLayoutError(
-            f"{where} has shape {tuple(waveform.shape)}: each clip of a batch is mono, (samples,). Average the channels, "
+            f"{where} has shape {tuple(waveform.shape)}: a clip of a batch is mono, (samples,). Average the channels, "
             "or load it with audiomm.media.load_audio."
         )
     if waveform.ndim != 1:

@@ -88,31 +88,32 @@ class Assembler:
             text = self.tokenizer.decode(tokens, skip_special_tokens=True)
             if not text:
                 continue
-            start, end = _span(float(found["start"]), float(found["end"]), duration)
+            start, end = _span((float(found["start"]), float(found["end"])), duration)
+            scores: dict[str, Any] = {name: float(found[name]) for name in _SCORES if found.get(name) is not None}
             segments.append(
                 Segment(
                     text,
                     start,
                     end,
                     tokens=tuple(tokens),
-                    language=heard.language,
+                    language=found.get("language") or heard.language,
                     end_is_estimated=bool(found.get("end_estimated", False)),
                     seek=None if found.get("seek") is None else int(found["seek"]),
-                    **{name: float(found[name]) for name in _SCORES if found.get(name) is not None},
+                    **scores,
                 )
             )
         return tuple(segments)
 
     def _words(self, heard: Heard, duration: float) -> list[Word]:
         _, found = self._decode([self._output(heard, "word", None)], "word", None)
-        return [Word(chunk["text"], *_span(*chunk["timestamp"], duration)) for chunk in found["chunks"]]
+        return [Word(chunk["text"], *_span(chunk["timestamp"], duration)) for chunk in found["chunks"]]
 
     def _merged(self, blank: Transcript, heard: list[Heard], name_languages: bool) -> Transcript:
         """One transcript of windows that overlap; windows in which nothing was heard still move the time on."""
         outputs = [self._output(item, blank.timestamps, item.language if name_languages else None) for item in heard]
         text, found = self._decode(outputs, blank.timestamps, name_languages or None)
         chunks = found.get("chunks") or [{"text": text, "timestamp": (0.0, blank.duration_seconds)}]
-        spans = [_span(*chunk.get("timestamp", (0.0, None)), blank.duration_seconds) for chunk in chunks]
+        spans = [_span(chunk.get("timestamp", (0.0, None)), blank.duration_seconds) for chunk in chunks]
         texts = [chunk["text"] for chunk in chunks]
         languages = [_CODES.get(chunk.get("language"), blank.language) for chunk in chunks]
         if blank.timestamps == "word":
@@ -147,8 +148,9 @@ class Assembler:
         return text, found
 
 
-def _span(start: float | None, end: float | None, duration: float) -> tuple[float, float]:
+def _span(times: tuple[float | None, float | None], duration: float) -> tuple[float, float]:
     """Start and end within the audio and in order; an end that is not known is that of the audio."""
+    start, end = times
     first = min(max(float(start or 0.0), 0.0), duration)
     last = duration if end is None else min(max(float(end), first), duration)
     return round(first, 3), round(last, 3)

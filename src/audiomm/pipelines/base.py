@@ -52,10 +52,10 @@ class Pipeline:
         num_workers: int | None = None,
         **call_defaults: Any,
     ) -> None:
-        self.model = model
-        self.processor = processor
-        self.tokenizer = tokenizer if tokenizer is not None else getattr(processor, "tokenizer", None)
-        self.feature_extractor = (
+        self.model: Any = model
+        self.processor: Any = processor
+        self.tokenizer: Any = tokenizer if tokenizer is not None else getattr(processor, "tokenizer", None)
+        self.feature_extractor: Any = (
             feature_extractor if feature_extractor is not None else getattr(processor, "feature_extractor", None)
         )
         self.batch_size = _positive("batch_size", 1 if batch_size is None else batch_size)
@@ -83,7 +83,7 @@ class Pipeline:
         spread = getattr(self.model, "hf_device_map", None)
         if spread is not None and device is not None:
             raise InputError(
-                f"device={device!r}: the model was loaded with device_map and stays where that put it; leave device out."
+                f"device={device!r}: the model was loaded with device_map and stays where that put it; leave it out."
             )
         if dtype not in (None, "auto"):
             self.model.to(resolve_dtype(dtype))

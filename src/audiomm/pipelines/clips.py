@@ -29,12 +29,14 @@ class Clip:
 
     Attributes:
         name: What messages call it.
+        number: Its place among the inputs, from 0.
         samples: (samples,) float32, mono, at the model's rate.
         stride: Samples at the left and right that belong to its neighbours, where the caller cut the audio.
         extra: Keys of the input that go to the result.
     """
 
     name: str
+    number: int
     samples: np.ndarray
     stride: tuple[int, int] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
@@ -74,7 +76,7 @@ def read_clip(item: Any, number: int, sampling_rate: int, **options: Any) -> Cli
         InputError: The input is of no known kind, or its stride does not fit.
     """
     name = _name(item, number)
-    source, stride, extra = item, None, {}
+    source, stride, extra = item, None, dict[str, Any]()
     if isinstance(item, Mapping):
         source, stride, extra = _open_dict(item, name)
     elif isinstance(item, (int, float, list, tuple)) or item is None:
@@ -83,12 +85,13 @@ def read_clip(item: Any, number: int, sampling_rate: int, **options: Any) -> Cli
             "'sampling_rate' is needed. A list is a batch of inputs: pass the samples of one clip as an array."
         )
     samples = _load(source, sampling_rate, name, options)
-    if stride is not None:
-        scale = sampling_rate / item.get("sampling_rate", sampling_rate)
-        stride = (round(stride[0] * scale), round(stride[1] * scale))
-        if sum(stride) > len(samples):
-            raise InputError(f"{name}: its stride of {stride} samples is longer than its {len(samples)} samples.")
-    return Clip(name, samples, stride, extra)
+    if stride is None:
+        return Clip(name, number, samples, extra=extra)
+    scale = sampling_rate / item.get("sampling_rate", sampling_rate)
+    left, right = (round(side * scale) for side in stride)
+    if left + right > len(samples):
+        raise InputError(f"{name}: its stride of {left} + {right} samples is longer than its {len(samples)} samples.")
+    return Clip(name, number, samples, (left, right), extra)
 
 
 def cut(clip: Clip, length: int, left: int, right: int) -> Iterator[Piece]:

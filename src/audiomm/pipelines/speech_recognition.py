@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -102,11 +102,6 @@ class AutomaticSpeechRecognitionPipeline(Pipeline):
         for name in ("tokenizer", "feature_extractor"):
             if getattr(self, name) is None:
                 raise InputError(f"{name}: {type(model).__name__} needs one; pass {name}= or processor=.")
-        self._assembler = Assembler(
-            self.tokenizer,
-            self.feature_extractor.sampling_rate,
-            self.feature_extractor.chunk_length / model.config.max_source_positions,
-        )
         self._request(dict(self.call_defaults))
 
     def __call__(
@@ -165,9 +160,7 @@ class AutomaticSpeechRecognitionPipeline(Pipeline):
 
     def _request(self, kwargs: dict[str, Any]) -> Request:
         """The request of a call: its own arguments over the pipeline's."""
-        asked = {**self.call_defaults, **kwargs}
-        nested = {**(self.call_defaults.get("generate_kwargs") or {}), **(kwargs.get("generate_kwargs") or {})}
-        asked.pop("generate_kwargs", None)
+        asked = {**_flat(self.call_defaults), **_flat(kwargs)}
         asked.pop("ignore_warning", None)
         chunk, stride = asked.pop("chunk_length_s", None), asked.pop("stride_length_s", None)
         timestamps = asked.pop("return_timestamps", None)
@@ -188,7 +181,7 @@ class AutomaticSpeechRecognitionPipeline(Pipeline):
             segments=bool(asked.pop("return_segments", None)),
             progress=asked.pop("progress", None),
             load_options={name: asked.pop(name) for name in LOAD_OPTIONS if name in asked},
-            generate_kwargs=self._with_defaults({**nested, **asked}),
+            generate_kwargs=self._with_defaults(asked),
         )
 
     def _with_defaults(self, generate_kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -198,20 +191,21 @@ class AutomaticSpeechRecognitionPipeline(Pipeline):
         defaults = {name: value for name, value in GENERATION_DEFAULTS.items() if name not in given}
         if "max_length" in given:
             defaults.pop("max_new_tokens", None)
-        if generate_kwargs.get("generation_config") is not None:
-            return generate_kwargs
         return {**defaults, **generate_kwargs}
 
     # The way of an input
 
     def _run(self, inputs: Iterator[Any], batch_size: int, request: Request) -> Iterator[Transcript]:
         """A transcript for each input, in order; reads ahead no further than a batch."""
+        extractor = self.feature_extractor
+        time_precision = extractor.chunk_length / self.model.config.max_source_positions
+        assembler = Assembler(self.tokenizer, extractor.sampling_rate, time_precision)
         heard_of_clip: list[Heard] = []
         for batch in batched(self._pieces(inputs, request), batch_size):
             for heard in self._hear(batch, request):
                 heard_of_clip.append(heard)
                 if heard.piece.is_last:
-                    yield self._assembler.transcript(heard_of_clip, request.timestamps, request.language)
+                    yield assembler.transcript(heard_of_clip, request.timestamps, request.language)
                     heard_of_clip = []
 
     def _pieces(self, inputs: Iterator[Any], request: Request) -> Iterator[Piece]:
@@ -249,10 +243,14 @@ class AutomaticSpeechRecognitionPipeline(Pipeline):
 
     def _generate(self, pieces: list[Piece], is_long: bool, request: Request) -> list[Heard]:
         features, mask = self._features([piece.samples for piece in pieces], is_long)
-        kwargs = {**request.generate_kwargs, "return_timestamps": bool(request.timestamps), "return_segments": True}
+        # Without timestamps there is no telling where the next window of long audio starts; they stay inside.
+        timestamps = is_long or bool(request.timestamps)
+        kwargs = {**request.generate_kwargs, "return_timestamps": timestamps, "return_segments": True}
+        if isinstance(kwargs.get("language"), (list, tuple)):
+            kwargs["language"] = _languages_of(pieces, kwargs["language"])
         if request.timestamps == "word":
             kwargs["return_token_timestamps"] = True
-        with torch.inference_mode(), _progress_bar(kwargs, mask, is_long, request.progress):
+        with torch.no_grad(), _progress_bar(kwargs, mask, is_long, request.progress):
             output = self.model.generate(
                 features.to(self.device, self.dtype), attention_mask=mask.to(self.device), **kwargs
             )
@@ -265,6 +263,8 @@ class AutomaticSpeechRecognitionPipeline(Pipeline):
         Each clip is extracted alone, so that its features are the same to the bit in every batch.
         """
         options: dict[str, Any] = {"truncation": False, "padding": "longest"} if is_long else {}
+        if self.device.type == "cuda":
+            options["device"] = self.device
         extracted = [
             self.feature_extractor(
                 clip,
@@ -304,6 +304,17 @@ def _progress_bar(
         bar.update(total - bar.n)
 
 
+def _languages_of(pieces: list[Piece], languages: Sequence[str | None]) -> list[str | None]:
+    """The languages of the inputs that the pieces belong to, out of a list with one for each input."""
+    highest = max(piece.clip.number for piece in pieces)
+    if highest >= len(languages):
+        raise InputError(
+            f"language holds {len(languages)} entries, and input {highest} has none; pass one for each input, or one "
+            "for all."
+        )
+    return [languages[piece.clip.number] for piece in pieces]
+
+
 def _seconds(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
         raise InputError(f"{name}={value!r}: a number of seconds of at least 0 is needed.")
@@ -324,6 +335,12 @@ def _stride_seconds(chunk: float, stride: Any) -> tuple[float, float]:
             "window would add anything. Pass a longer chunk or a shorter stride_length_s."
         )
     return left, right
+
+
+def _flat(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Keywords with those in generate_kwargs beside the others."""
+    rest = {name: value for name, value in kwargs.items() if name != "generate_kwargs"}
+    return {**(kwargs.get("generate_kwargs") or {}), **rest}
 
 
 def _set_fields(config: Any) -> dict[str, Any]:

@@ -88,7 +88,8 @@ class Writer:
         Args:
             result: What `pipe.transcribe` returned.
             audio_path: The input; its name without folder and extension names the files.
-            options: Fields of `SubtitleOptions`, in a dict or as keywords.
+            options: Fields of `SubtitleOptions` in a dict.
+            **kwargs: The same as keywords.
 
         Returns:
             The files written.
@@ -264,10 +265,11 @@ def _srt(transcript: Transcript, options: SubtitleOptions) -> str:
 
 
 def _vtt(transcript: Transcript, options: SubtitleOptions) -> str:
-    blocks = ["WEBVTT\n\n"]
-    for cue in cues(transcript, options):
-        blocks.append(f"{format_timestamp(cue.start)} --> {format_timestamp(cue.end)}\n{cue.text}\n\n")
-    return "".join(blocks)
+    blocks = [
+        f"{format_timestamp(cue.start)} --> {format_timestamp(cue.end)}\n{cue.text}\n\n"
+        for cue in cues(transcript, options)
+    ]
+    return "WEBVTT\n\n" + "".join(blocks)
 
 
 def _tsv(transcript: Transcript, _: SubtitleOptions) -> str:

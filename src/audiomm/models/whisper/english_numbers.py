@@ -7,7 +7,10 @@ EnglishNumberNormalizer, so that error rates stay comparable.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 _ONES = {
     name: value
@@ -69,10 +72,6 @@ _CURRENCIES = {
 _PREFIXES = frozenset({*_SIGNS.values(), *_CURRENCIES.values()})
 _REPEATS = {"double": 2, "triple": 3}
 _DIGIT_WORDS = frozenset({*_ONES, *_TENS, *_ZEROS})
-_WORDS = frozenset(
-    {*_ZEROS, *_ONES, *_ONES_ENDED, *_TENS, *_TENS_ENDED, *_MULTIPLIERS, *_MULTIPLIERS_ENDED}
-    | {*_SIGNS, *_CURRENCIES, *_REPEATS, "per", "percent", "and", "point"}
-)
 _FIGURES = re.compile(r"^\d+(\.\d+)?$")
 
 
@@ -113,8 +112,20 @@ def _tidy(text: str) -> str:
     return re.sub(r"\b1(s?)\b", r"one\1", text)
 
 
+@dataclass(frozen=True)
+class _Place:
+    """A word and its neighbours; "" where there is none."""
+
+    word: str
+    previous: str
+    following: str
+
+    def leads_to_number(self) -> bool:
+        return self.following in _ACTIONS or bool(_FIGURES.match(self.following))
+
+
 class _Reader:
-    """Reads words one by one; `value` is the number under way: an int that may grow, or text that is only appended to."""
+    """Reads words one by one; `value` is the number under way: an int that may grow, or text that is appended to."""
 
     def __init__(self, words: list[str]) -> None:
         self.words = words
@@ -149,42 +160,11 @@ class _Reader:
 
     def take(self, word: str, previous: str, following: str) -> None:
         bare = word[1:] if word[0] in _PREFIXES else word
-        leads_to_number = following in _WORDS or bool(_FIGURES.match(following))
         if _FIGURES.match(bare):
             self.take_figures(word, bare)
-        elif word not in _WORDS:
-            self.write_word(word)
-        elif word in _ZEROS:
-            self.value = f"{self.value or ''}0"
-        elif word in _ONES:
-            self.value = self.with_ones(_ONES[word], previous)
-        elif word in _ONES_ENDED:
-            value, ending = _ONES_ENDED[word]
-            self.write(f"{self.with_ones(value, previous)}{ending}")
-        elif word in _TENS:
-            self.value = self.with_tens(_TENS[word])
-        elif word in _TENS_ENDED:
-            value, ending = _TENS_ENDED[word]
-            self.write(f"{self.with_tens(value)}{ending}")
-        elif word in _MULTIPLIERS:
-            self.value = self.times(_MULTIPLIERS[word], zero_stands_alone=True)
-        elif word in _MULTIPLIERS_ENDED:
-            value, ending = _MULTIPLIERS_ENDED[word]
-            self.write(f"{self.times(value, zero_stands_alone=False)}{ending}")
-        elif word in _SIGNS:
-            self.flush()
-            if leads_to_number:
-                self.prefix = _SIGNS[word]
-            else:
-                self.write(word)
-        elif word in _CURRENCIES:
-            if self.value is not None:
-                self.prefix = _CURRENCIES[word]
-            self.write(word if self.value is None else self.value)
-        elif word in ("percent", "per"):
-            self.take_percent(word, following)
-        elif leads_to_number:
-            self.take_link(word, previous, following)
+        elif word in _ACTIONS:
+            action, value = _ACTIONS[word]
+            action(self, value, _Place(word, previous, following))
         else:
             self.write_word(word)
 
@@ -197,6 +177,71 @@ class _Reader:
             self.prefix = word[0]
         number = Fraction(bare)
         self.value = number.numerator if number.denominator == 1 else bare
+
+    def take_zero(self, _: None, place: _Place) -> None:
+        self.value = f"{self.value or ''}0"
+
+    def take_ones(self, ones: int, place: _Place) -> None:
+        self.value = self.with_ones(ones, place.previous)
+
+    def take_ones_ended(self, ended: tuple[int, str], place: _Place) -> None:
+        self.write(f"{self.with_ones(ended[0], place.previous)}{ended[1]}")
+
+    def take_tens(self, tens: int, place: _Place) -> None:
+        self.value = self.with_tens(tens)
+
+    def take_tens_ended(self, ended: tuple[int, str], place: _Place) -> None:
+        self.write(f"{self.with_tens(ended[0])}{ended[1]}")
+
+    def take_multiplier(self, multiplier: int, place: _Place) -> None:
+        self.value = self.times(multiplier, zero_stands_alone=True)
+
+    def take_multiplier_ended(self, ended: tuple[int, str], place: _Place) -> None:
+        self.write(f"{self.times(ended[0], zero_stands_alone=False)}{ended[1]}")
+
+    def take_sign(self, sign: str, place: _Place) -> None:
+        self.flush()
+        if place.leads_to_number():
+            self.prefix = sign
+        else:
+            self.write(place.word)
+
+    def take_currency(self, symbol: str, place: _Place) -> None:
+        if self.value is None:
+            self.write(place.word)
+        else:
+            self.prefix = symbol
+            self.flush()
+
+    def take_percent(self, _: None, place: _Place) -> None:
+        if self.value is not None:
+            self.write(f"{self.value}%")
+        else:
+            self.write(place.word)
+
+    def take_per(self, _: None, place: _Place) -> None:
+        if self.value is not None and place.following == "cent":
+            self.write(f"{self.value}%")
+            self.skipping = True
+        else:
+            self.write_word(place.word)
+
+    def take_and(self, _: None, place: _Place) -> None:
+        if place.previous not in _MULTIPLIERS or not place.leads_to_number():
+            self.write_word(place.word)
+
+    def take_point(self, _: None, place: _Place) -> None:
+        if place.following in _DIGIT_WORDS or _FIGURES.match(place.following):
+            self.value = f"{self.value or ''}."
+        elif not place.leads_to_number():
+            self.write_word(place.word)
+
+    def take_repeat(self, times: int, place: _Place) -> None:
+        if place.following in _ONES or place.following in _ZEROS:
+            self.value = f"{self.value or ''}{str(_ONES.get(place.following, 0)) * times}"
+            self.skipping = True
+        else:
+            self.write_word(place.word)
 
     def with_ones(self, ones: int, previous: str) -> int | str:
         """The number under way continued by one to nineteen: added to round tens or hundreds, appended otherwise."""
@@ -227,30 +272,24 @@ class _Reader:
             return multiplier
         return self.value // 1000 * 1000 + self.value % 1000 * multiplier
 
-    def take_percent(self, word: str, following: str) -> None:
-        if self.value is None:
-            self.write(word)
-        elif word == "percent":
-            self.write(f"{self.value}%")
-        elif following == "cent":
-            self.write(f"{self.value}%")
-            self.skipping = True
-        else:
-            self.write_word(word)
 
-    def take_link(self, word: str, previous: str, following: str) -> None:
-        """Words inside a number: and, point, double, triple."""
-        if word == "and":
-            if previous not in _MULTIPLIERS:
-                self.write_word(word)
-        elif word == "point":
-            if following in _DIGIT_WORDS or _FIGURES.match(following):
-                self.value = f"{self.value or ''}."
-        elif following in _ONES or following in _ZEROS:
-            self.value = f"{self.value or ''}{str(_ONES.get(following, 0)) * _REPEATS[word]}"
-            self.skipping = True
-        else:
-            self.write_word(word)
+#: What to do at each word that has to do with numbers, and the value that goes with it.
+_ACTIONS: dict[str, tuple[Callable[[_Reader, Any, _Place], None], Any]] = {
+    **{word: (_Reader.take_zero, None) for word in _ZEROS},
+    **{word: (_Reader.take_ones, value) for word, value in _ONES.items()},
+    **{word: (_Reader.take_ones_ended, value) for word, value in _ONES_ENDED.items()},
+    **{word: (_Reader.take_tens, value) for word, value in _TENS.items()},
+    **{word: (_Reader.take_tens_ended, value) for word, value in _TENS_ENDED.items()},
+    **{word: (_Reader.take_multiplier, value) for word, value in _MULTIPLIERS.items()},
+    **{word: (_Reader.take_multiplier_ended, value) for word, value in _MULTIPLIERS_ENDED.items()},
+    **{word: (_Reader.take_sign, sign) for word, sign in _SIGNS.items()},
+    **{word: (_Reader.take_currency, symbol) for word, symbol in _CURRENCIES.items()},
+    **{word: (_Reader.take_repeat, times) for word, times in _REPEATS.items()},
+    "percent": (_Reader.take_percent, None),
+    "per": (_Reader.take_per, None),
+    "and": (_Reader.take_and, None),
+    "point": (_Reader.take_point, None),
+}
 
 
 def _product(value: int | str, multiplier: int) -> int | None:

@@ -117,7 +117,7 @@ class ChunkMerger:
         return list(plain_list(output["token_timestamps"])[0])
 
     def _last_kept(self, tokens: Sequence[int], right_start_seconds: float) -> int | None:
-        """The first time of the chunk's tail that lies in the right stride (or the very last one): from there on, skip."""
+        """Where skipping begins: the first time in the right stride, or the last time of all if none lies there."""
         found = None
         for token in reversed(tokens):
             if self.is_time(token):

@@ -13,13 +13,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
-from tokenizers.models import BPE
+from tokenizers import Tokenizer, processors
 
 from ...base.encoding import token_ids_of
 from ...base.errors import ConfigError, InputError
 from ...base.hub import Source, make_folder, read_json, write_json
 from ...base.tokenizer import PreTrainedTokenizer
+from ...base.tokenizer_files import byte_level_bpe
 from .languages import LANGUAGES, language_code
 from .merging import ChunkMerger
 from .normalizer import BasicTextNormalizer, EnglishTextNormalizer
@@ -77,8 +77,9 @@ class WhisperTokenizer(PreTrainedTokenizer):
             InputError: Nothing to make a tokenizer from, or a language or task this vocabulary does not have.
             ConfigError: A file is not readable.
         """
+        vocab, merges = vocab or settings.pop("vocab_file", None), merges or settings.pop("merges_file", None)
         if vocab is not None and tokenizer_object is None:
-            tokenizer_object = _byte_level_bpe(vocab, merges or [], bool(settings.get("add_prefix_space", False)))
+            tokenizer_object = byte_level_bpe(vocab, merges or [], bool(settings.get("add_prefix_space", False)))
         for name in ("unk_token", "bos_token", "eos_token"):
             settings.setdefault(name, "<|endoftext|>")
         super().__init__(tokenizer_object, tokenizer_file, **settings)
@@ -204,8 +205,9 @@ class WhisperTokenizer(PreTrainedTokenizer):
         tokens = self.__dict__.get("_language_tokens")
         if tokens is None:
             known = {f"<|{code}|>": self._tokenizer.token_to_id(f"<|{code}|>") for code in LANGUAGES}
-            added = {token: number for token, number in self.get_added_vocab().items() if _LANGUAGE_TOKEN.fullmatch(token)}
-            tokens = {token: number for token, number in (known | added).items() if number is not None}
+            added = self.get_added_vocab().items()
+            known |= {token: number for token, number in added if _LANGUAGE_TOKEN.fullmatch(token)}
+            tokens = {token: number for token, number in known.items() if number is not None}
             self.__dict__["_language_tokens"] = tokens
         return tokens
 
@@ -239,13 +241,15 @@ class WhisperTokenizer(PreTrainedTokenizer):
         for token_id in ids:
             if self._is_special(token_id):
                 token = self._tokenizer.id_to_token(token_id)
-                raise InputError(f"the prompt holds the special token {token!r} (id {token_id}); take it out of the text.")
+                raise InputError(f"the prompt holds the special token {token!r} (id {token_id}); leave it out.")
         ids = [self._id("<|startofprev|>"), *ids]
         if return_tensors is None:
             return ids
         return torch.tensor(ids) if return_tensors == "pt" else np.asarray(ids)
 
-    def build_inputs_with_special_tokens(self, token_ids_0: list[int], token_ids_1: list[int] | None = None) -> list[int]:
+    def build_inputs_with_special_tokens(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
+    ) -> list[int]:
         """Prefix, ids, the pair's ids, end of text."""
         return [*self.prefix_tokens, *token_ids_0, *(token_ids_1 or []), self._id(self.eos_token or "<|endoftext|>")]
 
@@ -273,7 +277,12 @@ class WhisperTokenizer(PreTrainedTokenizer):
 
     def is_timestamp(self, token_id: int) -> bool:
         """Whether an id stands for a time."""
-        return 0 <= token_id - self.timestamp_begin <= _SEGMENT_STEPS
+        before = self._tokenizer.token_to_id("<|notimestamps|>")
+        if before is None or not 0 < token_id - before <= _SEGMENT_STEPS + 1:
+            return False
+        # A checkpoint may leave the times out of its files, or have another token where one is expected.
+        token = self._tokenizer.id_to_token(token_id)
+        return token is None or _TIMESTAMP.fullmatch(token) is not None
 
     # ------------------------------------------------------------------------------------------------ decoding
 
@@ -448,27 +457,3 @@ class WhisperTokenizer(PreTrainedTokenizer):
 
 
 WhisperTokenizerFast = WhisperTokenizer
-
-
-def _byte_level_bpe(vocab: str | dict[str, int], merges: str | list[Any], add_prefix_space: bool) -> Tokenizer:
-    """The backend from the older pair of files, vocab.json and merges.txt.
-
-    Raises:
-        ConfigError: The files are not readable or do not fit together.
-    """
-    entries = vocab if isinstance(vocab, dict) else read_json(vocab)
-    pairs = merges if isinstance(merges, list) else _read_merges(merges)
-    try:
-        model = BPE(vocab=entries, merges=[tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in pairs])
-    except Exception as error:  # the library raises bare Exception for whatever does not fit
-        raise ConfigError(f"vocabulary and merges do not make a tokenizer: {error}") from error
-    backend = Tokenizer(model)
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
-    backend.decoder = decoders.ByteLevel()
-    return backend
-
-
-def _read_merges(path: str) -> list[str]:
-    with open(path, encoding="utf-8") as file:
-        lines = file.read().split("\n")
-    return [line for line in lines if line and not line.startswith("#version")]

@@ -1,0 +1,51 @@
+# One verb each. `make demo` and `make test` need Python 3.10 or newer and a package registry, nothing else.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+BUNDLED := audiomm/whisper-digits
+
+.PHONY: demo test test-all parity lint bench clean
+
+demo: $(VENV)/installed ## Transcribe the recordings in examples/audio with the bundled model.
+	@$(BIN)/audiomm transcribe examples/audio/*.flac --model $(BUNDLED)
+
+test: $(VENV)/tested ## Run the fast tests.
+	@$(BIN)/python -m pytest
+
+test-all: $(VENV)/tested ## Run the fast and the slow tests.
+	@$(BIN)/python -m pytest -m "not parity and not gpu"
+
+parity: $(VENV)/compared ## Compare with the reference implementation.
+	@$(BIN)/python -m pytest -m parity tests
+
+lint: $(VENV)/linted ## Check style and types.
+	@$(BIN)/ruff check src tests examples benchmarks
+	@$(BIN)/ruff format --check src tests examples benchmarks
+	@$(BIN)/mypy
+
+bench: $(VENV)/compared ## Measure against the reference implementations, both in one run.
+	@$(BIN)/python benchmarks/run.py
+
+clean: ## Remove the virtual environment and caches.
+	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache .mypy_cache
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: setup.py constraints.txt | $(BIN)/python
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/tested: $(VENV)/installed
+	$(PIP) -e ".[test]"
+	@touch $@
+
+$(VENV)/compared: $(VENV)/tested
+	$(PIP) -e ".[reference]"
+	@touch $@
+
+$(VENV)/linted: $(VENV)/installed
+	$(PIP) -e ".[lint]"
+	@touch $@

@@ -1,0 +1,95 @@
+"""Blocks of many channels in, one mono waveform at the wanted rate out."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import torch
+
+from ..base.errors import AudioLayoutError, AudioLimitError
+from .resample import Resampler
+from .samples import check_finite
+
+logger = logging.getLogger("audiomm.media")
+
+#: Below this part of the channels' energy the average has cancelled them.
+_CANCELLED = 0.01
+
+
+class Mixer:
+    """Averages channels and resamples, block by block.
+
+    Args:
+        name: What messages call the audio.
+        to_rate: Samples a second wanted.
+        channel: Take this channel only; None averages all.
+        max_seconds: More audio is an error.
+
+    Attributes:
+        taken: Samples a channel taken so far.
+    """
+
+    def __init__(self, name: str, to_rate: int, channel: int | None, max_seconds: float) -> None:
+        self.name = name
+        self.taken = 0
+        self._to_rate = to_rate
+        self._channel = channel
+        self._max_seconds = max_seconds
+        self._resampler: Resampler | None = None
+        self._pieces: list[np.ndarray] = []
+        self._energy_in = self._energy_out = 0.0
+
+    def check_length(self, num_samples: int, rate: int) -> None:
+        """Refuse audio of `num_samples` at `rate` if that is too long.
+
+        Raises:
+            AudioLimitError: It is.
+        """
+        if num_samples > self._max_seconds * rate:
+            raise AudioLimitError(
+                f"{self.name} lasts {num_samples / rate:.0f} s or more; {self._max_seconds:.0f} s are allowed. Pass "
+                "max_seconds= to allow more, or cut it."
+            )
+
+    def push(self, block: np.ndarray, rate: int) -> None:
+        """Take float32 (samples, channels) at `rate`, the same rate every time.
+
+        Raises:
+            AudioLimitError: It is getting too long.
+            AudioLayoutError: There is no such channel.
+            NonFiniteAudioError: A sample is NaN, infinite or absurdly large.
+        """
+        if self._resampler is None:
+            self._resampler = Resampler(rate, self._to_rate)
+        check_finite(torch.from_numpy(block), self.name, self.taken)
+        self.taken += len(block)
+        self.check_length(self.taken, rate)
+        self._pieces.append(self._resampler.push(self._mono(block)))
+
+    def waveform(self) -> np.ndarray:
+        """float32 (samples,), all that was taken; ends the mixing."""
+        if self._energy_out < _CANCELLED * self._energy_in:
+            logger.warning(
+                "%s: averaging the channels leaves %.2g %% of their energy, they cancel each other. "
+                "Pass channel=0 to listen to one.",
+                self.name,
+                100 * self._energy_out / self._energy_in,
+            )
+        if self._resampler is not None:
+            self._pieces.append(self._resampler.finish())
+        pieces = [piece for piece in self._pieces if len(piece)]
+        return pieces[0] if len(pieces) == 1 else np.concatenate([np.zeros(0, np.float32), *pieces])
+
+    def _mono(self, block: np.ndarray) -> np.ndarray:
+        channels = block.shape[1]
+        if self._channel is not None:
+            if not 0 <= self._channel < channels:
+                raise AudioLayoutError(f"channel={self._channel}: {self.name} has {channels}, 0 to {channels - 1}.")
+            return block[:, self._channel]
+        if channels == 1:
+            return block[:, 0]
+        mono = block.mean(axis=1)
+        self._energy_in += float(np.square(block, dtype=np.float64).sum()) / channels
+        self._energy_out += float(np.square(mono, dtype=np.float64).sum())
+        return mono

@@ -1,0 +1,469 @@
+"""How Whisper transcribes: files, windows, temperatures, as one nested loop.
+
+Each window is encoded once; its language, its silence and every temperature read the same encoder output. Rows of a
+batch go through their own files at their own pace, and each gives what it would give alone.
+
+Source: arXiv:2212.04356, section 4.5; the rules of OpenAI's `transcribe`.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ...base.errors import GenerationError
+from ...base.outputs import BaseModelOutput, GenerateOutput
+from ...generation import (
+    GenerationConfig,
+    LogitsProcessorList,
+    StoppingCriteriaList,
+    WhisperTimeStampLogitsProcessor,
+    build_processors,
+    generate_tokens,
+)
+from .config import FRAMES_PER_SECOND, WhisperConfig
+from .options import (
+    PROMPT_TOKENS,
+    RESET_TEMPERATURE,
+    Options,
+    config_for,
+    forced_start,
+    is_multilingual,
+    language_ids,
+    language_token,
+    new_token_limit,
+    start_tokens,
+)
+from .segments import pad_left, pad_right, segment_dict, split_segments, without_closing_pair
+
+
+@dataclass
+class Recording:
+    """Where the transcription of one item of the batch stands.
+
+    Attributes:
+        row: Its row of the features.
+        end: Frames it has.
+        start_tokens: What every window's text follows.
+        seek: Frame at which the next window starts.
+        segments: Found so far.
+        history: Tokens that the next window's prompt may repeat, one tensor a segment.
+        language: Code of its language, or None where the model has no choice.
+    """
+
+    row: int
+    end: int
+    start_tokens: list[int] = field(default_factory=list)
+    language: str | None = None
+    seek: int = 0
+    segments: list[dict[str, Any]] = field(default_factory=list)
+    history: list[Tensor] = field(default_factory=list)
+    windows: int = 0
+
+    @property
+    def is_done(self) -> bool:
+        return self.seek >= self.end
+
+
+@dataclass
+class WindowText:
+    """What decoding one window gave.
+
+    Attributes:
+        tokens: (length,) without prompt and end token.
+        temperature: At which it was decoded.
+        average_logprob: Natural log, over the tokens and the end token.
+        compression_ratio: Size of the tokens' bytes over their compressed size.
+        no_speech_probability: None when it was not measured.
+    """
+
+    tokens: Tensor
+    temperature: float
+    average_logprob: float
+    compression_ratio: float
+    no_speech_probability: float | None
+
+
+@dataclass
+class NoSpeechProbe:
+    """Asks prefill for the probability of <|nospeech|> right after <|startoftranscript|>, from the raw logits."""
+
+    token: int
+    places_from_end: int
+    probability: Tensor | None = None
+
+
+class Transcriber(Protocol):
+    """What the loop asks of the model, besides what `generation.Decoder` asks."""
+
+    config: WhisperConfig
+    device: torch.device
+
+    def get_encoder(self) -> Any:
+        """The encoder: windows (batch, mel bins, frames) to hidden states."""
+
+    def detect_language(self, *, encoder_outputs: Any, generation_config: GenerationConfig) -> Tensor:
+        """(batch,) language tokens."""
+
+
+class Transcription:
+    """One call of generate(): its recordings, and the loop over them."""
+
+    def __init__(
+        self,
+        model: Transcriber,
+        config: GenerationConfig,
+        options: Options,
+        features: Tensor | None,
+        *,
+        logits_processor: list[Any],
+        stopping_criteria: list[Any],
+        prefix_allowed_tokens_fn: Any,
+        streamer: Any,
+        generator: Any,
+        encoded: BaseModelOutput | None,
+    ) -> None:
+        self.model, self.config, self.options = model, config, options
+        self.features, self.encoded = features, encoded
+        self.logits_processor, self.stopping_criteria = logits_processor, stopping_criteria
+        self.prefix_allowed_tokens_fn, self.streamer, self.generator = prefix_allowed_tokens_fn, streamer, generator
+        self.recordings: list[Recording] = []
+        no_timestamps = getattr(config, "no_timestamps_token_id", None)
+        #: Id of <|0.00|>; larger than any token where there are no timestamps.
+        self.timestamp_begin = model.config.vocab_size if no_timestamps is None else int(no_timestamps) + 1
+        #: Encoder output of the first windows, kept from language detection.
+        self._first: BaseModelOutput | None = encoded
+
+    # ------------------------------------------------------------------ opening
+
+    def open(self, lengths: Tensor, languages: list[str | None], task: str | None, override: bool | None) -> None:
+        """Settle every item's language and start tokens.
+
+        Raises:
+            GenerationError: A language or task that this model does not know, or either for an English-only one.
+        """
+        multilingual = is_multilingual(self.config, override)
+        if not multilingual and (task is not None or any(languages)):
+            what = "task" if task is not None else "language"
+            raise GenerationError(
+                f"{what} cannot be chosen: this model is English-only and transcribes. Leave task and language unset."
+            )
+        self.recordings = [Recording(row, int(frames)) for row, frames in enumerate(lengths.tolist())]
+        ids = self._language_tokens(languages, task) if multilingual else [None] * len(languages)
+        if multilingual and task is None and not any(languages):
+            forced = forced_start(self.config, self.model.config).get(2)
+            names = {int(index): name for name, index in (getattr(self.config, "task_to_id", None) or {}).items()}
+            task = names.get(forced) if forced is not None else None
+        codes = {index: code for code, index in language_ids(self.config).items()} if multilingual else {}
+        for recording, token in zip(self.recordings, ids, strict=True):
+            recording.start_tokens = start_tokens(self.config, token, task, self.options.timestamps, multilingual)
+            recording.language = None if token is None else codes.get(token)
+
+    def _language_tokens(self, languages: list[str | None], task: str | None) -> list[int | None]:
+        tokens = [None if language is None else language_token(language, self.config) for language in languages]
+        unknown = [row for row, token in enumerate(tokens) if token is None]
+        forced = forced_start(self.config, self.model.config).get(1) if task is None and len(unknown) == len(tokens) else None
+        if forced is not None:
+            return [forced] * len(tokens)
+        if unknown:
+            if self._first is None:
+                self._first = self._windows(self.recordings)
+            found = self.model.detect_language(encoder_outputs=select(self._first, unknown), generation_config=self.config)
+            for row, token in zip(unknown, found.tolist(), strict=True):
+                tokens[row] = token
+        return tokens
+
+    # ------------------------------------------------------------------ the loop
+
+    def run(self, monitor: Callable[[Tensor], None] | None = None) -> None:
+        """Go through all windows of all recordings."""
+        while active := [recording for recording in self.recordings if not recording.is_done]:
+            if monitor is not None:
+                monitor(torch.tensor([[min(one.seek, one.end), one.end] for one in self.recordings]))
+            encoded = self._windows(active)
+            for recording, text in zip(active, self._decode_with_fallback(encoded, active), strict=True):
+                self._take(recording, text)
+
+    def _windows(self, active: list[Recording]) -> BaseModelOutput:
+        """The encoder's output for the next window of each recording."""
+        first, self._first = self._first, None
+        if first is not None and len(first.last_hidden_state) == len(active):
+            return first
+        return self._encode([(one.row, one.seek, self._frames_to_read(one)) for one in active])
+
+    def _frames_to_read(self, recording: Recording) -> int:
+        """Frames of the next window that the encoder gets as they are.
+
+        Within one window of features the padding is what the feature extractor made it, as in training; in longer
+        audio it is 0.0 from the recording's own end on, which does not depend on what else is in the batch.
+        """
+        assert self.features is not None, "without features the encoder's output was passed in"
+        frames = self.features.shape[-1]
+        end = frames if frames <= self.model.config.window_frames else recording.end
+        return min(end - recording.seek, self.options.window_frames)
+
+    def _encode(self, spans: list[tuple[int, int, int]]) -> BaseModelOutput:
+        """Encode windows (row, first frame, frames), padded at the right with 0.0."""
+        assert self.features is not None, "without features the encoder's output was passed in"
+        size = self.model.config.window_frames
+        windows = [fit_window(self.features[row : row + 1, :, start : start + count], size) for row, start, count in spans]
+        encoded = self.model.get_encoder()(torch.cat(windows).to(self.model.device))
+        assert isinstance(encoded, BaseModelOutput), "the encoder returns a dataclass unless told otherwise"
+        return encoded
+
+    def _decode_with_fallback(self, encoded: BaseModelOutput, active: list[Recording]) -> list[WindowText]:
+        """Decode windows at rising temperatures until each one's text is good enough; the last try stands."""
+        texts: dict[int, WindowText] = {}
+        pending = list(range(len(active)))
+        for temperature in self.options.temperatures:
+            tried = self._decode(select(encoded, pending), [active[place] for place in pending], temperature)
+            texts.update(zip(pending, tried, strict=True))
+            pending = [place for place in pending if self._needs_fallback(texts[place])]
+            if not pending:
+                break
+        return [texts[place] for place in range(len(active))]
+
+    def _needs_fallback(self, text: WindowText) -> bool:
+        options = self.options
+        repeats = (
+            options.compression_ratio_threshold is not None
+            and text.compression_ratio > options.compression_ratio_threshold
+        )
+        doubtful = options.logprob_threshold is not None and text.average_logprob < options.logprob_threshold
+        return (repeats or doubtful) and not self._is_silence(text)
+
+    def _is_silence(self, text: WindowText) -> bool:
+        """No speech is likely, and the text is not so certain that it must be speech all the same."""
+        options = self.options
+        if options.no_speech_threshold is None or text.no_speech_probability is None:
+            return False
+        certain = options.logprob_threshold is not None and text.average_logprob > options.logprob_threshold
+        return text.no_speech_probability > options.no_speech_threshold and not certain
+
+    def _take(self, recording: Recording, text: WindowText) -> None:
+        """Add a window's text to its recording and move on to the next window."""
+        frames = min(recording.end - recording.seek, self.options.window_frames)
+        recording.windows += 1
+        if self._is_silence(text):
+            recording.seek += frames
+            return
+        if self.options.timestamps:
+            offset = recording.seek / FRAMES_PER_SECOND
+            split = split_segments(text.tokens, self.timestamp_begin, frames, offset_seconds=offset)
+            pieces, advance = split.segments, split.advance
+        else:
+            pieces, advance = [(0.0, recording.end / FRAMES_PER_SECOND, text.tokens)], frames
+        for start, end, tokens in pieces:
+            recording.segments.append(
+                segment_dict(
+                    start,
+                    end,
+                    tokens,
+                    seek=recording.seek,
+                    temperature=text.temperature,
+                    avg_logprob=text.average_logprob,
+                    compression_ratio=text.compression_ratio,
+                    no_speech_prob=text.no_speech_probability,
+                    language=recording.language,
+                )
+            )
+            recording.history.append(without_closing_pair(tokens, self.timestamp_begin))
+        if text.temperature > RESET_TEMPERATURE:
+            recording.history.clear()
+        recording.seek += advance
+
+    # ------------------------------------------------------------------ one pass over some windows
+
+    def _decode(
+        self, encoded: BaseModelOutput, recordings: list[Recording], temperature: float | None
+    ) -> list[WindowText]:
+        """Decode one window of each recording at one temperature."""
+        prompts = [self._prompt(recording) for recording in recordings]
+        output, prompt_length, probe = self._pass(encoded, prompts, temperature)
+        assert output.sequences is not None, "a loop always returns sequences"
+        rows = output.sequences[:, prompt_length:]
+        averages = self._averages(output, rows)
+        silences = None if probe is None or probe.probability is None else probe.probability.tolist()
+        used = temperature if temperature is not None else (self.config.temperature if self.config.do_sample else 0.0)
+        texts = []
+        for place, row in enumerate(rows):
+            tokens = self._before_end(row)
+            texts.append(
+                WindowText(
+                    tokens=tokens,
+                    temperature=float(used or 0.0),
+                    average_logprob=averages[place],
+                    compression_ratio=compression_ratio(tokens, self.model.config.vocab_size),
+                    no_speech_probability=None if silences is None else silences[place],
+                )
+            )
+        return texts
+
+    def _pass(
+        self, encoded: BaseModelOutput, prompts: list[list[int]], temperature: float | None
+    ) -> tuple[GenerateOutput, int, NoSpeechProbe | None]:
+        """Run the decoder; the output, the length of the padded prompt, and the no-speech probe."""
+        device = encoded.last_hidden_state.device  # type: ignore[union-attr]
+        pad = self.config.pad_token_id
+        prompt, mask = pad_left(prompts, int(self.config.eos_ids[0] if pad is None else pad), device)
+        length = prompt.shape[1]
+        limit = new_token_limit(self.config, self.model.config, length, self.options.timestamps)
+        config = config_for(self.config, temperature, length, limit)
+        rules: list[Any] = []
+        if self.options.timestamps:
+            rules.append(WhisperTimeStampLogitsProcessor(config, begin_index=length))
+        processors = build_processors(
+            config,
+            prompt_length=length,
+            max_length=length + limit,
+            prefix_allowed_tokens_fn=self.prefix_allowed_tokens_fn,
+            model_processors=rules,
+            user_processors=self.logits_processor,
+        )
+        probe = self._probe(prompts)
+        output = generate_tokens(
+            self.model,  # type: ignore[arg-type]
+            prompt,
+            config,
+            model_inputs={"encoder_outputs": encoded, "probe": probe},
+            prompt_mask=mask,
+            processors=LogitsProcessorList(processors),
+            stopping=StoppingCriteriaList(self.stopping_criteria),
+            streamer=self.streamer,
+            generator=self.generator,
+            logprobs=True,
+        )
+        return output, length, probe
+
+    def _probe(self, prompts: list[list[int]]) -> NoSpeechProbe | None:
+        """A no-speech probe, where the vocabulary has a token for it and the rows start at the same place."""
+        start = self.recordings[0].start_tokens[0]
+        places = {len(prompt) - prompt.index(start) for prompt in prompts if start in prompt}
+        if self.timestamp_begin >= self.model.config.vocab_size or len(places) != 1:
+            return None
+        # <|nospeech|> stands before <|notimestamps|> in every published vocabulary.
+        return NoSpeechProbe(token=self.timestamp_begin - 2, places_from_end=places.pop())
+
+    def _prompt(self, recording: Recording) -> list[int]:
+        """Earlier text and the start tokens of a recording's next window."""
+        options = self.options
+        given = [] if options.prompt_ids is None else options.prompt_ids.tolist()
+        # The prompt begins with <|startofprev|>, which stands in front of whatever is kept.
+        opening = given[:1] or [self._previous_start()]
+        words = given[1:][-PROMPT_TOKENS:]
+        past = [token for piece in recording.history for token in piece.tolist()]
+        if options.prompt_condition_type == "all-segments":
+            room = PROMPT_TOKENS - len(words)
+            past = past[-room:] if options.condition_on_prev_tokens and room else []
+            text = words + past
+        elif options.condition_on_prev_tokens:
+            text = (words + past)[-PROMPT_TOKENS:]
+        else:
+            text = words if not recording.windows else []
+        if not text or opening == [None]:
+            return recording.start_tokens
+        return [*opening, *text, *recording.start_tokens]  # type: ignore[list-item]
+
+    def _previous_start(self) -> int | None:
+        token = getattr(self.config, "prev_sot_token_id", None)
+        if token is None and self.timestamp_begin < self.model.config.vocab_size:
+            # <|startofprev|>, <|nospeech|>, <|notimestamps|>, <|0.00|> in every published vocabulary.
+            token = self.timestamp_begin - 3
+        return token
+
+    def _before_end(self, row: Tensor) -> Tensor:
+        """The tokens of a row before its first end token."""
+        ends = torch.isin(row, torch.tensor(self.config.eos_ids, device=row.device))
+        found = ends.nonzero()
+        return row[: int(found[0])] if len(found) else row
+
+    def _averages(self, output: GenerateOutput, rows: Tensor) -> list[float]:
+        """Average log-probability of each row's tokens; beam searches have it as their score."""
+        if output.sequences_scores is not None:
+            return [float(score) for score in output.sequences_scores]
+        if output.logprobs is None:
+            return [math.nan] * len(rows)
+        # The end token counts, and where the limit came first the missing one does too, as with OpenAI.
+        lengths = [len(self._before_end(row)) + 1 for row in rows]
+        return [total / length for total, length in zip(output.logprobs.tolist(), lengths, strict=True)]
+
+    # ------------------------------------------------------------------ answers
+
+    def single_pass(self, keep_prompt: bool, as_output: bool) -> Tensor | GenerateOutput:
+        """One pass over the first windows, for callers who want what the decoding loop itself returns.
+
+        Args:
+            keep_prompt: Leave prompt and end token in the sequences.
+            as_output: Return everything that was collected, not the sequences alone.
+
+        Raises:
+            GenerationError: There is more than one window and more than one sequence is wanted.
+        """
+        count = self.config.num_return_sequences or 1
+        if count > 1 and any(one.end > self.options.window_frames for one in self.recordings):
+            raise GenerationError(
+                f"num_return_sequences={count} with audio longer than one window: the windows of several hypotheses "
+                "would part. Pass one window at a time, or num_return_sequences=1."
+            )
+        encoded = self._windows(self.recordings)
+        prompts = [self._prompt(recording) for recording in self.recordings]
+        output, length, _ = self._pass(encoded, prompts, self.options.temperatures[0])
+        assert output.sequences is not None, "a loop always returns sequences"
+        if not keep_prompt:
+            rows = [self._before_end(row) for row in output.sequences[:, length:]]
+            output.sequences = pad_right(rows, self._pad, output.sequences.device)
+        if not as_output:
+            return output.sequences
+        output.logprobs = None
+        return output
+
+    def result(self, as_dict: bool) -> Tensor | dict[str, Any]:
+        """The sequences of all recordings, alone or with their segments and languages."""
+        rows = [
+            torch.cat([segment["tokens"] for segment in one.segments]) if one.segments else torch.zeros(0, dtype=torch.long)
+            for one in self.recordings
+        ]
+        sequences = pad_right(rows, self._pad, self.model.device)
+        if not as_dict:
+            return sequences
+        return {
+            "sequences": sequences,
+            "segments": [one.segments for one in self.recordings],
+            "languages": [one.language for one in self.recordings],
+        }
+
+    @property
+    def _pad(self) -> int:
+        pad = self.config.pad_token_id
+        return int(self.config.eos_ids[0] if pad is None else pad)
+
+
+def fit_window(features: Tensor, frames: int) -> Tensor:
+    """Features (batch, mel bins, any) cut or padded at the right with 0.0 to `frames`, as OpenAI's transcribe pads."""
+    features = features[:, :, :frames]
+    return functional.pad(features, (0, frames - features.shape[-1]))
+
+
+def select(encoded: BaseModelOutput, rows: list[int]) -> BaseModelOutput:
+    """Some rows of an encoder's output."""
+    hidden = encoded.last_hidden_state
+    assert hidden is not None, "an encoder always returns its last hidden state"
+    if rows == list(range(len(hidden))):
+        return encoded
+    return BaseModelOutput(last_hidden_state=hidden[rows])
+
+
+def compression_ratio(tokens: Tensor, vocabulary: int) -> float:
+    """Bytes of the token ids over their zlib size; repetition compresses well."""
+    if not len(tokens):
+        return 0.0
+    width = int(math.log2(vocabulary) / 8) + 1
+    data = b"".join(int(token).to_bytes(width, "little") for token in tokens.tolist())
+    return len(data) / len(zlib.compress(data))

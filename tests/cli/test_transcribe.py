@@ -1,0 +1,223 @@
+"""`audiomm transcribe`: what is printed and written, what happens to bad files, and the exit codes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from audiomm.cli.main import main
+
+
+def test_the_text_is_printed_with_its_times_and_nothing_is_written(
+    fake: Any, wav: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(wav).parent)
+    assert main(["transcribe", wav]) == 0
+    assert capsys.readouterr() == ("[00:00.500 --> 00:01.250] Grüße\n", "")
+    assert [path.name for path in Path(wav).parent.iterdir()] == ["talk.wav"]
+    assert fake.loaded_with["model"] == "audiomm/whisper-digits"
+
+
+def test_several_files_are_told_apart(
+    fake: Any, wav: str, make_wav_file: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = make_wav_file("other.wav", 2.0)
+    assert main(["transcribe", wav, other]) == 0
+    assert capsys.readouterr().out == (
+        f"{wav}:\n[00:00.500 --> 00:01.250] Grüße\n{other}:\n[00:00.500 --> 00:02.000] Grüße\n"
+    )
+
+
+EXPECTED = {
+    "txt": "Grüße\n",
+    "srt": "1\n00:00:00,500 --> 00:00:01,250\nGrüße\n\n",
+    "vtt": "WEBVTT\n\n00:00.500 --> 00:01.250\nGrüße\n\n",
+    "tsv": "start\tend\ttext\n500\t1250\tGrüße\n",
+}
+
+
+@pytest.mark.parametrize("output_format", ["txt", "srt", "vtt", "tsv"])
+def test_each_format_is_written_where_it_is_asked_for(
+    fake: Any, wav: str, tmp_path: Path, output_format: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "out"
+    assert main(["transcribe", wav, "-o", str(folder), "-f", output_format]) == 0
+    path = folder / f"talk.{output_format}"
+    assert capsys.readouterr().out == f"{path}\n"
+    assert path.read_text(encoding="utf-8") == EXPECTED[output_format]
+    assert list(folder.iterdir()) == [path]
+
+
+def test_a_folder_alone_gets_all_formats(fake: Any, wav: str, tmp_path: Path) -> None:
+    assert main(["transcribe", wav, "--output_dir", str(tmp_path / "out")]) == 0
+    assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".txt", ".srt", ".vtt", ".tsv", ".json"}
+    content = json.loads((tmp_path / "out" / "talk.json").read_text())
+    assert content["language"] == "de"
+    assert content["segments"][0]["start"] == 0.5
+
+
+def test_a_format_alone_writes_here_and_verbose_prints_too(
+    fake: Any, wav: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert main(["transcribe", wav, "--output_format", "txt", "--verbose", "True"]) == 0
+    assert capsys.readouterr().out == "[00:00.500 --> 00:01.250] Grüße\ntalk.txt\n"
+    assert Path("talk.txt").read_text(encoding="utf-8") == "Grüße\n"
+
+
+def test_inputs_of_one_name_do_not_overwrite_each_other(fake: Any, make_wav_file: Any, tmp_path: Path) -> None:
+    first, second = make_wav_file("a/talk.wav", 1.0), make_wav_file("b/talk.wav", 2.0)
+    assert main(["transcribe", first, second, "-o", str(tmp_path / "out"), "-f", "tsv"]) == 0
+    assert {path.name: path.read_text(encoding="utf-8").split("\t")[3] for path in (tmp_path / "out").iterdir()} == {
+        "talk.wav.tsv": "1000",
+        "talk.wav-2.tsv": "2000",
+    }
+
+
+@pytest.mark.parametrize("batch_size", ["1", "2", "4"])
+def test_a_bad_file_is_reported_and_the_others_go_on(
+    fake: Any, wav: str, broken: str, make_wav_file: Any, batch_size: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [wav, broken, "missing.wav", make_wav_file("other.wav", 2.0)]
+    assert main(["transcribe", *files, "--batch_size", batch_size]) == 1
+    out, err = capsys.readouterr()
+    assert out.count("Grüße") == 2
+    assert f"audiomm: {broken}: " in err
+    assert "audiomm: missing.wav: no such file" in err
+    assert err.endswith("audiomm: 2 of 4 files failed\n")
+    assert "Traceback" not in err
+
+
+def test_one_bad_file_alone_fails(fake: Any, broken: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["transcribe", broken]) == 1
+    assert "not an audio file" in capsys.readouterr().err
+
+
+def test_an_error_nobody_thought_of_does_not_stop_the_others(
+    fake: Any, wav: str, make_wav_file: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hear = fake._one
+
+    def fail(path: str, kwargs: dict[str, Any]) -> Any:
+        if path == wav:
+            raise RuntimeError("out of memory")
+        return hear(path, kwargs)
+
+    monkeypatch.setattr(fake, "_one", fail)
+    assert main(["transcribe", wav, make_wav_file("other.wav")]) == 1
+    out, err = capsys.readouterr()
+    assert "Grüße" in out
+    assert f"audiomm: {wav}: out of memory" in err
+
+
+def test_files_that_cannot_be_written_fail(
+    fake: Any, wav: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["transcribe", wav, "-o", wav, "-f", "txt"]) == 1
+    assert "cannot save" in capsys.readouterr().err
+
+
+def test_batches_go_through_the_model_together(fake: Any, wav: str, make_wav_file: Any) -> None:
+    other = make_wav_file("other.wav")
+    assert main(["transcribe", wav, other, "--batch_size", "2"]) == 0
+    ((inputs, kwargs),) = fake.calls
+    assert inputs == [wav, other]
+    assert kwargs["batch_size"] == 2
+
+
+def test_flags_reach_the_model(fake: Any, wav: str) -> None:
+    flags = "--model some/model --revision v2 --device cpu --dtype bfloat16 --language German --task translate"
+    decoding = (
+        "--beam_size 3 --temperature 0 --temperature_increment_on_fallback 0.4 --compression_ratio_threshold 2 "
+        "--logprob_threshold None --no_speech_threshold 0.5 --condition_on_previous_text False --max_new_tokens 9"
+    )
+    assert main(["transcribe", wav, *flags.split(), *decoding.split(), "--threads", "1"]) == 0
+    assert fake.loaded_with == {"model": "some/model", "revision": "v2", "device": "cpu", "dtype": "bfloat16"}
+    assert fake.calls[0][1] == {
+        "return_timestamps": True,
+        "allow_urls": True,
+        "generate_kwargs": {
+            "language": "de",
+            "task": "translate",
+            "num_beams": 3,
+            "temperature": (0.0, 0.4, 0.8),
+            "compression_ratio_threshold": 2.0,
+            "no_speech_threshold": 0.5,
+            "condition_on_prev_tokens": False,
+            "max_new_tokens": 9,
+        },
+    }
+
+
+def test_a_single_temperature_is_no_ladder(fake: Any, wav: str) -> None:
+    assert main(["transcribe", wav, "--temperature", "0.3"]) == 0
+    assert fake.calls[0][1]["generate_kwargs"]["temperature"] == 0.3
+
+
+def test_words_on_request(fake: Any, wav: str, tmp_path: Path) -> None:
+    arguments = ["transcribe", wav, "-o", str(tmp_path), "-f", "vtt", "--word_timestamps", "True"]
+    assert main([*arguments, "--highlight_words", "True"]) == 0
+    assert fake.calls[0][1]["return_timestamps"] == "word"
+    assert "<u>Grüße</u>" in (tmp_path / "talk.vtt").read_text(encoding="utf-8")
+
+
+def test_an_english_model_takes_every_language_as_english(
+    fake: Any, wav: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.model.generation_config.is_multilingual = False
+    assert main(["transcribe", wav, "--language", "de"]) == 0
+    assert "knows English only; --language de is taken as en" in capsys.readouterr().err
+    assert fake.calls[0][1]["generate_kwargs"] == {}
+    assert main(["transcribe", wav, "--language", "en"]) == 0
+    assert capsys.readouterr().err == ""
+    assert main(["transcribe", wav, "--task", "translate"]) == 2
+    assert "cannot translate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--language", "klingon"], "klingon"),
+        (["--device", "tpu9"], "device='tpu9'"),
+        (["--dtype", "int8"], "dtype='int8'"),
+        (["--batch_size", "0"], "not a whole number of at least 1"),
+        (["--beam_size", "many"], "not a whole number"),
+        (["--verbose", "maybe"], "neither True nor False"),
+        (["--output_format", "doc"], "invalid choice"),
+        (["--temperature", "warm"], "invalid float value"),
+        (["--highlight_words", "True"], "need --word_timestamps True"),
+        (["--max_line_width", "40"], "need --word_timestamps True"),
+        (["--no_such_flag"], "unrecognized arguments"),
+    ],
+)
+def test_wrong_usage_is_refused_before_anything_is_loaded(
+    fake: Any, wav: str, flags: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["transcribe", wav, *flags]) == 2
+    assert words in capsys.readouterr().err
+    assert fake.loaded_with == {}
+
+
+def test_a_folder_is_not_a_file(fake: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["transcribe", str(tmp_path)]) == 2
+    assert "is a folder; pass the files in it" in capsys.readouterr().err
+
+
+def test_a_model_that_is_not_there_is_an_error(wav: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["transcribe", wav, "--device", "cpu", "--model", str(tmp_path / "nowhere")]) == 1
+    assert "audiomm: error: " in capsys.readouterr().err
+
+
+def test_interruption_has_its_own_code(
+    fake: Any, wav: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fake, "transcribe", interrupt)
+    assert main(["transcribe", wav]) == 130
+    assert "interrupted" in capsys.readouterr().err

@@ -1,0 +1,68 @@
+"""Fixtures that several folders of tests share: tiny random models and the reference cases, where they are at hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+GOLDEN = ROOT.parent / "shared" / "golden"
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The folder of reference cases; tests that need it are skipped where it is not."""
+    if not GOLDEN.is_dir():
+        pytest.skip("the reference cases are not at hand")
+    return GOLDEN
+
+
+@pytest.fixture
+def tiny_whisper_config():
+    """Makes configs of a Whisper that runs in milliseconds: 2 + 2 layers, 24 wide, windows of 40 frames, 100 tokens."""
+    return _tiny_whisper_config
+
+
+def _tiny_whisper_config(**overrides: object):
+    from audiomm import WhisperConfig
+
+    values = {
+        "vocab_size": 100, "num_mel_bins": 8, "d_model": 24,
+        "encoder_layers": 2, "encoder_attention_heads": 3, "encoder_ffn_dim": 48,
+        "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 40,
+        "max_source_positions": 20, "max_target_positions": 32,
+        "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 3,
+        "begin_suppress_tokens": [], "init_std": 0.3,
+    }  # fmt: skip
+    return WhisperConfig(**(values | overrides))
+
+
+@pytest.fixture
+def tiny_whisper():
+    """A tiny random WhisperForConditionalGeneration in which every weight matters."""
+    from audiomm import WhisperForConditionalGeneration
+
+    torch.manual_seed(11)
+    model = WhisperForConditionalGeneration(_tiny_whisper_config()).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(std=0.2)
+            elif "layer_norm" in name:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.fixture
+def tiny_whisper_folder(tiny_whisper, tmp_path: Path) -> Path:
+    """The same model, saved."""
+    folder = tmp_path / "tiny-whisper"
+    tiny_whisper.save_pretrained(folder)
+    return folder
