@@ -92,11 +92,12 @@ class Batches:
         progress, dice = self.clock.progress(), rng.random()
         if progress < 0.12:
             return float(rng.choice([2.0, 3.0])), 12
-        if progress < 0.35 or dice < 0.15:
-            return float(rng.choice([3.0, 4.0, 5.0])), 16
-        if progress < 0.65 or dice < 0.3:
-            return float(rng.choice([5.0, 8.0, 12.0])), 12
-        return ds.WINDOW_SECONDS, 8
+        whole = 0.0 if progress < 0.5 else 0.2 if progress < 0.7 else 0.5
+        if dice < whole:
+            return ds.WINDOW_SECONDS, 8
+        if dice < whole + 0.2:
+            return float(rng.choice([8.0, 12.0])), 12
+        return float(rng.choice([3.0, 4.0, 5.0, 6.0])), 16
 
     def batch(self, maker: ds.WindowMaker, features: ds.LogMel, rng: np.random.Generator) -> dict[str, Tensor]:
         seconds, size = self.shape(rng)
@@ -138,6 +139,7 @@ class Batches:
         places = torch.zeros(len(rows), width, 2, dtype=torch.long)
         frames = torch.full((len(rows), length), ds.SILENCE)
         order = torch.full((len(rows), length), IGNORE)
+        past = torch.full((len(rows), length, 2), IGNORE)
         for index, (row, window) in enumerate(zip(rows, windows, strict=True)):
             ids[index, : len(row["ids"])] = torch.tensor(row["ids"])
             labels[index, : len(row["labels"])] = torch.tensor(row["labels"])
@@ -149,10 +151,13 @@ class Batches:
                 span = slice(round(begin * 50), max(round(end * 50), round(begin * 50) + 1))
                 frames[index, span] = digit
                 order[index, span] = min(number, ORDERS - 1)
+                before = [ds.SILENCE, ds.SILENCE, *(item[0] for item in window.digits[:number])]
+                past[index, span] = torch.tensor(before[-2:])
+        past[0, 0] = past[0, 0].clamp(min=0)
         order[0, 0] = order[0, 0].clamp(min=0)  # never nothing to learn
         positions = torch.tensor(offsets)[:, None] + torch.arange(length)
         batch = {"features": features, "positions": positions, "ids": ids, "labels": labels}
-        return batch | {"places": places, "frames": frames, "order": order}
+        return batch | {"places": places, "frames": frames, "order": order, "past": past}
 
 
 # ------------------------------------------------------------------------------------------------------------ training
@@ -175,6 +180,7 @@ class Student(nn.Module):
         self.whisper.set_attn_implementation("eager")  # quicker than sdpa in bfloat16 on a CPU
         self.frame_head = nn.Linear(self.whisper.config.d_model, len(ds.WORDS) + 1)
         self.order_head = nn.Linear(self.whisper.config.d_model, ORDERS)
+        self.past_heads = nn.Linear(self.whisper.config.d_model, 2 * (len(ds.WORDS) + 1))
         self.queries: dict[int, Tensor] = {}
         for layer in {layer for layer, _ in GUIDED}:
             norm = self.whisper.model.decoder.layers[layer].encoder_attn_layer_norm
@@ -234,9 +240,12 @@ class Student(nn.Module):
                 "times": ((best - labels).abs() <= 2)[is_time].float().mean(),
                 "frames": (frame_scores.argmax(-1) == batch["frames"]).float().mean(),
             }
+        past = F.cross_entropy(
+            self.past_heads(heard).float().view(-1, len(ds.WORDS) + 1), batch["past"].flatten(), ignore_index=IGNORE
+        )
         reading = self.reading(heard, batch)
-        losses = {"text": text, "stamp": stamp, "frame": frame, "order": order, "guide": guide, "reading": reading}
-        return {"loss": text + 0.5 * stamp + frame + 0.5 * order + guide + 0.5 * reading, **losses, **stats}
+        losses = {"text": text, "stamp": stamp, "frame": frame, "order": order, "guide": guide, "reading": reading, "past": past}
+        return {"loss": text + 0.5 * stamp + frame + 0.3 * order + 0.5 * past + guide + 0.5 * reading, **losses, **stats}
 
     def reading(self, heard: Tensor, batch: dict[str, Tensor]) -> Tensor:
         """What the guided heads of the last layer would write if they looked at one frame only: its time, its word."""

@@ -151,12 +151,12 @@ def test_tensors_arrays_and_lists_can_be_asked_for(tokenizer):
 def test_masks_and_lengths_can_be_asked_for(tokenizer):
     encoded = tokenizer("cd", return_special_tokens_mask=True, return_length=True, return_attention_mask=False)
     assert encoded.special_tokens_mask == [1, 0, 0]
-    assert encoded.length == [3] or encoded.length == 3
+    assert encoded.length == 3
     assert "attention_mask" not in encoded
 
 
 def test_targets_become_labels(tokenizer):
-    encoded = tokenizer("c", text_target=["d"][0])
+    encoded = tokenizer("c", text_target="d")
     assert encoded.labels == ids(tokenizer, "<bos>", "d")
     assert tokenizer(text_target="d").input_ids == encoded.labels
 
@@ -378,6 +378,28 @@ def test_files_that_are_missing_or_broken_are_named(tmp_path: Path, tokenizer):
         PreTrainedTokenizer()
     with pytest.raises(InputError, match="padding_side='top'"):
         PreTrainedTokenizer(letters(), padding_side="top")
+
+
+def test_settings_that_cannot_be_are_named(tmp_path: Path):
+    with pytest.raises(ConfigError, match="model_max_length='long'"):
+        PreTrainedTokenizer(letters(), model_max_length="long")
+    letters().save(str(tmp_path / "tokenizer.json"))
+    for broken in ({"x": "<a>"}, [1], {"7": 5}):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": broken}))
+        with pytest.raises(ConfigError, match="must map ids to tokens"):
+            PreTrainedTokenizer.from_pretrained(tmp_path)
+
+
+def test_an_added_token_with_another_id_than_said_is_reported(caplog):
+    PreTrainedTokenizer(letters(), added_tokens_decoder={5000: "<far>"})
+    assert "'<far>' is said to be id 5000 but is 262" in caplog.text
+
+
+def test_options_of_other_loaders_mean_nothing(tmp_path: Path):
+    letters().save(str(tmp_path / "tokenizer.json"))
+    tokenizer = PreTrainedTokenizer.from_pretrained(tmp_path, use_fast=True, use_auth_token="secret")
+    assert tokenizer.all_special_tokens == []
+    assert "use_auth_token" not in tokenizer.init_kwargs
 
 
 def test_a_tokenizer_file_beyond_all_measure_is_refused(tmp_path: Path):

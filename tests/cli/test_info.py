@@ -28,7 +28,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def facts(out: str) -> dict[str, str]:
-    return {line[:22].strip(): line[23:] for line in out.splitlines()}
+    return {line[:26].strip(): line[27:] for line in out.splitlines()}
 
 
 def test_sizes_files_memory_and_cache(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -182,7 +182,7 @@ def test_real_frames_are_counted_on_request(extractor, speech):
 
 
 def test_the_rate_is_checked(extractor, speech, caplog):
-    with pytest.raises(SampleRateError, match=r"sampling_rate=8000: WhisperFeatureExtractor needs clips at 16000 Hz"):
+    with pytest.raises(SampleRateError, match=r"sampling_rate=8000: WhisperFeatureExtractor needs 16000 Hz"):
         extractor(speech, sampling_rate=8000)
     with caplog.at_level(logging.WARNING, "audiomm"):
         extractor(speech)

@@ -4,10 +4,23 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from audiomm.base.errors import GenerationError, NumericalError, ShapeError
+from audiomm.base.hub import Source
 from audiomm.base.outputs import GenerateOutput
-from audiomm.generation import GenerationConfig, StoppingCriteria, SuppressTokensLogitsProcessor, generate_tokens
+from audiomm.generation import (
+    DecodeRequest,
+    GenerationConfig,
+    LogitsProcessorList,
+    StoppingCriteria,
+    SuppressTokensLogitsProcessor,
+    build_stopping,
+    build_warpers,
+    generate_tokens,
+)
+from audiomm.generation.decode import Record, advance, start
+from audiomm.generation.sample import choose
 
 
 def greedy_twin(model, prompt, new, ends=(1,), pad=0):
@@ -239,6 +252,7 @@ def test_an_unknown_keyword_is_refused_with_the_nearest_name(toy, prompts):
         toy().generate(prompts, atention_mask=3)
     with pytest.raises(GenerationError, match="'zzz' is neither .* check the spelling"):
         toy().generate(prompts, zzz=3)
+    assert toy().generate(prompts, zzz=None, past_key_values=None, max_new_tokens=1).shape == (3, 6)
     with pytest.raises(GenerationError, match="past_key_values cannot be passed"):
         toy().generate(prompts, past_key_values=3)
 
@@ -254,6 +268,19 @@ def test_the_prompt_may_be_named_or_come_from_the_start_token(toy, prompts):
     assert model.generate(max_new_tokens=2)[0, 0] == 6
     with pytest.raises(GenerationError, match="there is no prompt, and neither decoder_start_token_id nor bos_token_id"):
         toy().generate(max_new_tokens=2)
+
+
+def test_processes_that_must_stay_in_step_are_refused(toy, prompts, monkeypatch):
+    assert toy().generate(prompts, synced_gpus=True, max_new_tokens=1).shape == (3, 6)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    with pytest.raises(GenerationError, match="synced_gpus=True with 2 processes"):
+        toy().generate(prompts, synced_gpus=True, max_new_tokens=1)
+
+
+def test_a_prompt_may_be_a_list(toy, prompts):
+    model = toy()
+    assert torch.equal(model.generate(prompts.tolist(), max_new_tokens=3), model.generate(prompts, max_new_tokens=3))
 
 
 def test_own_processors_and_criteria_are_used(toy, prompts):
@@ -272,6 +299,16 @@ def test_own_processors_and_criteria_are_used(toy, prompts):
     )
     assert got.shape == (3, 8)
     assert not (got[:, 5:] == banned).any()
+
+
+def test_a_model_may_bring_rules_of_its_own(toy, prompts):
+    class Careful(toy):
+        def logits_processors(self, config, prompt_length):
+            assert prompt_length == 5
+            return [SuppressTokensLogitsProcessor(list(range(1, 20)))]
+
+    got = Careful(0).generate(prompts, max_new_tokens=4)[:, 5:]
+    assert set(got.flatten().tolist()) <= {0, 20, 21, 22, 23}
 
 
 def test_allowed_tokens_may_be_named_by_a_function(toy, prompts):
@@ -327,3 +364,89 @@ def test_attentions_are_one_entry_a_step_with_the_rows_of_the_beams(seq2seq):
     assert [layers[0].shape[0] for layers in out.cross_attentions] == [6, 6, 6]
     assert len(out.decoder_attentions) == 3
     assert out.attentions is None
+
+
+def test_a_stop_that_is_seen_a_step_late_changes_nothing(toy, prompts, monkeypatch):
+    """What happens on a device that works ahead of the host."""
+
+    class LateFlag:
+        def __init__(self, device, at_once):
+            self.pending = False
+
+        def is_set(self, finished):
+            was, self.pending = self.pending, bool(finished.all())
+            return was
+
+    wanted = {"return_dict_in_generate": True, "output_scores": True, "output_logprobs": True}
+    for seed in range(4):
+        for new in (3, 9):
+            plain = toy(seed, eos_token_id=[1, 2, 3, 4, 5]).generate(prompts, max_new_tokens=new, **wanted)
+            with monkeypatch.context() as patch:
+                patch.setattr("audiomm.generation.sample.StopFlag", LateFlag)
+                late = toy(seed, eos_token_id=[1, 2, 3, 4, 5]).generate(prompts, max_new_tokens=new, **wanted)
+            assert torch.equal(plain.sequences, late.sequences)
+            assert torch.equal(plain.logprobs, late.logprobs)
+            assert len(plain.scores) == len(late.scores) == plain.sequences.shape[1] - 5
+
+
+def test_infinite_scores_are_an_error_when_sampling(toy, prompts):
+    with pytest.raises(NumericalError, match="row 0 step 0"):
+        toy().generate(
+            prompts, do_sample=True, max_new_tokens=2, logits_processor=[lambda ids, scores: scores + float("inf")]
+        )
+
+
+def test_embeddings_may_stand_for_the_prompt(toy):
+    class Embedding(toy):
+        def forward(self, input_ids=None, attention_mask=None, inputs_embeds=None):
+            return super().forward(input_ids, attention_mask)
+
+        def prefill(self, input_ids, cache, *, attention_mask=None, inputs_embeds=None, **flags):
+            assert input_ids.shape == (inputs_embeds.shape[0], 0)
+            return super().prefill(inputs_embeds[:, :, 0].long(), cache, attention_mask=attention_mask)
+
+    prompt = torch.tensor([[5, 9, 4], [11, 3, 20]])
+    wanted = toy(0, eos_token_id=None).generate(prompt, max_length=7)[:, 3:]
+    model = Embedding(0, eos_token_id=None)
+    embeddings = prompt[:, :, None].float()
+    assert torch.equal(model.generate(inputs_embeds=embeddings, max_length=7), wanted)
+    mask = torch.ones(2, 3)
+    assert torch.equal(model.generate(inputs_embeds=embeddings, attention_mask=mask, max_new_tokens=4), wanted)
+    with pytest.raises(GenerationError, match="the prompt has 3 embeddings, but max_length=3"):
+        model.generate(inputs_embeds=embeddings, max_length=3)
+
+
+def test_generation_files_are_read_and_written_beside_the_weights(toy, tmp_path):
+    model = toy(0, lang_to_id={"<|en|>": 3})
+    model.save_side_files(tmp_path)
+    other = toy(1, eos_token_id=5)
+    other.load_side_files(Source(tmp_path))
+    assert other.generation_config == model.generation_config
+
+
+@pytest.mark.parametrize("sampling", [False, True])
+def test_choosing_a_token_does_not_wait_for_the_device(toy, prompts, sampling):
+    """Tensors without values: whatever read one on the host would fail."""
+    config = GenerationConfig(do_sample=sampling, eos_token_id=[1, 2], max_new_tokens=4).filled()
+    warpers, stopping = build_warpers(config), build_stopping(config)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        request = DecodeRequest(
+            model=toy().eval(),
+            prompt=mode.from_tensor(prompts),
+            prompt_mask=None,
+            model_inputs={},
+            config=config,
+            processors=LogitsProcessorList(),
+            warpers=warpers,
+            stopping=stopping,
+            max_length=9,
+            pad_token=0,
+            logprobs=True,
+        )
+        record = Record(config)
+        state, logits = start(request, 2, record)
+        for _ in range(3):
+            choose(request, state, logits, record)
+            logits = advance(request, state, record)
+    assert state.length == 8
+    assert state.logprobs.shape == (6,)

@@ -71,6 +71,10 @@ class FakeModel(nn.Module):
         self.generation_config = SimpleNamespace(**generation)
         self.calls: list[dict[str, Any]] = []
 
+    @property
+    def device(self) -> torch.device:
+        return self.weight.device
+
     def generate(self, features: torch.Tensor, attention_mask: torch.Tensor, **kwargs: Any) -> dict[str, Any]:
         self.calls.append({"shape": tuple(features.shape), "lengths": attention_mask.sum(1).tolist(), **kwargs})
         if "monitor_progress" in kwargs:

@@ -85,14 +85,20 @@ def test_everything_is_loaded_from_one_name(loaders: dict[str, Loader]) -> None:
     )
     hub = {"revision": "v2", "cache_dir": "cache"}
     assert loaders["model"].calls == [
-        ("someone/model", {"dtype": "float32", "attn_implementation": "eager", **hub}),
+        ("someone/model", {"dtype": "float32", "attn_implementation": "eager", "device": torch.device("cpu"), **hub}),
     ]
     assert loaders["AutoTokenizer"].calls == loaders["AutoFeatureExtractor"].calls == [("someone/model", hub)]
 
 
 def test_the_model_that_ships_with_the_package_is_the_default(loaders: dict[str, Loader]) -> None:
     pipeline("automatic-speech-recognition", device="cpu")
-    assert loaders["model"].calls == [("audiomm/whisper-digits", {"dtype": "auto"})]
+    assert loaders["model"].calls == [("audiomm/whisper-digits", {"dtype": "auto", "device": torch.device("cpu")})]
+
+
+def test_a_device_map_places_the_model_while_it_is_loaded(loaders: dict[str, Loader]) -> None:
+    pipe = pipeline("automatic-speech-recognition", model="someone/model", device_map="cpu")
+    assert loaders["model"].calls == [("someone/model", {"dtype": "auto", "device_map": "cpu"})]
+    assert pipe.device == torch.device("cpu")
 
 
 def test_a_model_knows_where_its_other_parts_are(loaders: dict[str, Loader], parts: dict[str, Any]) -> None:
@@ -127,6 +133,7 @@ def test_save_pretrained_saves_every_part(parts: dict[str, Any], tmp_path: Path)
     ("arguments", "words"),
     [
         ({"task": "automatic-speach-recognition"}, "did you mean 'automatic-speech-recognition'"),
+        ({"device": "cpu", "device_map": "auto"}, "exclude each other"),
         ({"task": "zzz"}, "The tasks are 'automatic-speech-recognition'"),
         ({"task": None, "model": None}, "needs a task, a model or both"),
         ({"tokenizer": None}, "tokenizer: this model does not know where it was loaded from"),

@@ -13,8 +13,6 @@ import torch
 
 from audiomm.pipelines import pipeline
 
-GOLDEN = Path(__file__).parents[2] / ".." / "shared" / "golden"
-
 #: Where the answer of transformers is a defect, and ours differs on purpose.
 DIFFERENT = {
     ("long_sequential", "chunks"): "transformers guesses the offset of a window from the tokens, we know it",
@@ -26,9 +24,6 @@ DIFFERENT = {
 #: Times of words come with an issue of their own.
 WORDS = {"short_words", "long_sequential_words", "chunked_words"}
 
-pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the answers of the reference are not here")
-
-
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Any:
     before = torch.get_num_threads()
@@ -38,29 +33,29 @@ def one_thread() -> Any:
 
 
 @pytest.fixture(scope="module")
-def toy() -> Any:
+def toy(golden: Path) -> Any:
     return pipeline(
         "automatic-speech-recognition",
-        model=GOLDEN / "checkpoints" / "whisper-toy",
-        tokenizer=GOLDEN / "tokenizers" / "whisper-multilingual",
+        model=golden / "checkpoints" / "whisper-toy",
+        tokenizer=golden / "tokenizers" / "whisper-multilingual",
         device="cpu",
         num_beams=1,
     )
 
 
 @pytest.fixture(scope="module")
-def long_tones() -> np.ndarray:
-    return soundfile.read(GOLDEN / "data" / "toy_long.flac", dtype="float32")[0]
+def long_tones(golden: Path) -> np.ndarray:
+    return soundfile.read(golden / "data" / "toy_long.flac", dtype="float32")[0]
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_answers_are_those_of_transformers_where_those_are_right() -> None:
-    spec = importlib.util.spec_from_file_location("golden_replay", GOLDEN / "replay.py")
+def test_answers_are_those_of_transformers_where_those_are_right(golden: Path) -> None:
+    spec = importlib.util.spec_from_file_location("golden_replay", golden / "replay.py")
     assert spec is not None
     assert spec.loader is not None
     replay = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(replay)
-    report = replay.Case(GOLDEN / "asr_pipeline" / "model", "audiomm").check()
+    report = replay.Case(golden / "asr_pipeline" / "model", "audiomm").check()
     failed = {(line["call"], line["path"]): line["detail"] for line in report if not line["ok"]}
     unexplained = {key: detail for key, detail in failed.items() if key not in DIFFERENT and key[0] not in WORDS}
     assert unexplained == {}

@@ -136,6 +136,40 @@ def pad_rows(
     return padded
 
 
+def cut_to_fit(first: Encoding, second: Encoding | None, cut: str, budget: int, side: str) -> None:
+    """Shorten a text, or a text and its pair, in place.
+
+    Args:
+        first: The text.
+        second: Its pair, or None.
+        cut: "longest_first", "only_first" or "only_second".
+        budget: Tokens that may be left of both together.
+        side: The end that is cut off, "right" or "left".
+
+    Raises:
+        InputError: The text that is to be cut is too short for that.
+    """
+    lengths = [len(first), 0 if second is None else len(second)]
+    if sum(lengths) <= budget:
+        return
+    if cut == "only_second" and second is None:
+        raise InputError("truncation='only_second' needs text_pair.")
+    if cut == "longest_first":
+        longer = 0 if lengths[0] > lengths[1] else 1
+        shorter = min(lengths[1 - longer], budget // 2) if second is not None else 0
+        kept = [0, 0]
+        kept[longer], kept[1 - longer] = budget - shorter, shorter
+    else:
+        kept = [budget - lengths[1], lengths[1]] if cut == "only_first" else [lengths[0], budget - lengths[0]]
+    if min(kept) < 0:
+        raise InputError(
+            f"truncation={cut!r} cannot fit {lengths[0]} + {lengths[1]} tokens into {budget}; use 'longest_first'."
+        )
+    first.truncate(kept[0], direction=side)
+    if second is not None:
+        second.truncate(kept[1], direction=side)
+
+
 def plain_list(value: Any) -> Any:
     """`value` with tensors and arrays, also those inside lists, turned into Python lists and numbers."""
     if isinstance(value, (torch.Tensor, np.ndarray, np.generic)):

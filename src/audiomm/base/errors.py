@@ -26,6 +26,8 @@
     └── MissingExtra (ImportError)           an optional package is needed for this
 """
 
+from __future__ import annotations
+
 
 class AudiommError(Exception):
     """Base of all errors raised on purpose by audiomm."""

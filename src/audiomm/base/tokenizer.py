@@ -7,6 +7,7 @@ truncation and padding happen outside the backend, so threads may share one.
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -15,8 +16,8 @@ from typing import Any, ClassVar
 from tokenizers import Encoding, Tokenizer
 from typing_extensions import Self
 
-from .encoding import BatchEncoding, TensorKind, pad_rows, plain_list, token_ids_of
-from .errors import InputError
+from .encoding import BatchEncoding, TensorKind, cut_to_fit, pad_rows, plain_list, token_ids_of
+from .errors import ConfigError, InputError
 from .hub import Source
 from .tokenizer_files import TOKENIZER_FILE, added_token, read_backend, read_settings, token_text, write_tokenizer
 from .tokenizer_inputs import as_batch, as_columns, one_of, truncation_strategy
@@ -30,7 +31,11 @@ NO_LENGTH_LIMIT = int(1e30)
 #: Fewer texts than this are encoded one after the other: starting threads would cost more.
 _THREADED_BATCH = 64
 
-_IGNORED_OPTIONS = ("use_fast", "trust_remote_code", "proxies", "resume_download", "config", "dtype", "torch_dtype")
+#: Options of from_pretrained that other loaders know and that mean nothing for a tokenizer.
+_IGNORED_OPTIONS = frozenset(
+    {"use_fast", "trust_remote_code", "proxies", "resume_download", "config", "dtype", "torch_dtype", "use_auth_token"}
+)
+
 #: Names of ours that the backend calls differently.
 _ENCODING_ATTRIBUTES = {"token_type_ids": "type_ids", "offset_mapping": "offsets"}
 
@@ -68,8 +73,8 @@ class PreTrainedTokenizer(Vocabulary):
             settings: What tokenizer_config.json may hold: special tokens, padding_side, model_max_length, ...
 
         Raises:
-            InputError: Neither a tokenizer nor a file is given, or a setting has an impossible value.
-            ConfigError: The file is not a tokenizer.
+            InputError: Neither a tokenizer nor a file is given, or a side is neither "right" nor "left".
+            ConfigError: The file is not a tokenizer, or `model_max_length` is no length.
         """
         if tokenizer_object is None and tokenizer_file is None:
             raise InputError(f"{type(self).__name__} needs tokenizer_object= or tokenizer_file=.")
@@ -81,7 +86,10 @@ class PreTrainedTokenizer(Vocabulary):
         self.init_kwargs = dict(settings)
         self.name_or_path = str(settings.get("name_or_path", ""))
         self.chat_template = _templates(settings.get("chat_template"))
-        self.model_max_length = int(settings.get("model_max_length") or NO_LENGTH_LIMIT)
+        length = settings.get("model_max_length") or NO_LENGTH_LIMIT
+        if isinstance(length, bool) or not isinstance(length, (int, float)) or length < 1:
+            raise ConfigError(f"model_max_length={length!r} must be a number of tokens, 1 or more.")
+        self.model_max_length = int(length)
         self.padding_side = one_of("padding_side", settings.get("padding_side") or self.default_padding_side, _SIDES)
         self.truncation_side = one_of("truncation_side", settings.get("truncation_side") or "right", _SIDES)
         self.clean_up_tokenization_spaces = bool(settings.get("clean_up_tokenization_spaces", False))
@@ -89,13 +97,16 @@ class PreTrainedTokenizer(Vocabulary):
 
     def _name_special_tokens(self, settings: Mapping[str, Any]) -> None:
         """Take over added tokens and special tokens from the settings; those the vocabulary lacks are added."""
-        for number, token in settings.get("added_tokens_decoder", {}).items():
-            present = self._tokenizer.token_to_id(token_text(token))
-            if present is None:
-                self.add_tokens([added_token(token)], special_tokens=bool(getattr(token, "special", False)))
-                present = self._tokenizer.token_to_id(token_text(token))
-            if present != int(number):
-                _LOGGER.warning("added token %r is said to be id %s but is %s.", token_text(token), number, present)
+        listed = settings.get("added_tokens_decoder", {})
+        added = {token_text(token): (int(number), token) for number, token in listed.items()}
+        missing = [token for text, (_, token) in added.items() if self._tokenizer.token_to_id(text) is None]
+        # All of a kind at once: each call builds the search tree of added tokens anew.
+        for is_special, group in itertools.groupby(map(added_token, missing), key=lambda token: token.special):
+            self.add_tokens(list(group), special_tokens=is_special)
+        for text, (number, _) in added.items():
+            if self._tokenizer.token_to_id(text) != number:
+                found = self._tokenizer.token_to_id(text)
+                _LOGGER.warning("added token %r is said to be id %s but is %s.", text, number, found)
         named = {name: token_text(settings[name]) for name in settings if name.endswith("_token")}
         extra = settings.get("extra_special_tokens") or []
         if isinstance(extra, Mapping):
@@ -326,31 +337,9 @@ class PreTrainedTokenizer(Vocabulary):
         firsts = run(texts, False)
         seconds: list[Encoding | None] = [None] * len(firsts) if pairs is None else list(run(pairs, False))
         for first, second in zip(firsts, seconds, strict=True):
-            self._cut(first, second, cut, limit - reserved)
+            cut_to_fit(first, second, cut, limit - reserved, self.truncation_side)
         together = zip(firsts, seconds, strict=True)
         return [backend.post_process(first, second, add_special_tokens=special) for first, second in together]
-
-    def _cut(self, first: Encoding, second: Encoding | None, cut: str, budget: int) -> None:
-        """Shorten a text, or a text and its pair, to `budget` tokens together."""
-        lengths = [len(first), 0 if second is None else len(second)]
-        if sum(lengths) <= budget:
-            return
-        if cut == "only_second" and second is None:
-            raise InputError("truncation='only_second' needs text_pair.")
-        if cut == "longest_first":
-            longer = 0 if lengths[0] > lengths[1] else 1
-            shorter = min(lengths[1 - longer], budget // 2) if second is not None else 0
-            kept = [0, 0]
-            kept[longer], kept[1 - longer] = budget - shorter, shorter
-        else:
-            kept = [budget - lengths[1], lengths[1]] if cut == "only_first" else [lengths[0], budget - lengths[0]]
-        if min(kept) < 0:
-            raise InputError(
-                f"truncation={cut!r} cannot fit {lengths[0]} + {lengths[1]} tokens into {budget}; use 'longest_first'."
-            )
-        first.truncate(kept[0], direction=self.truncation_side)
-        if second is not None:
-            second.truncate(kept[1], direction=self.truncation_side)
 
     def _literal(self) -> Tokenizer:
         """A twin of the backend that reads special tokens as plain text; made once, the first time it is needed."""

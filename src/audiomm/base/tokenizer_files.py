@@ -36,6 +36,9 @@ def read_settings(source: Source) -> dict[str, Any]:
 
     tokenizer_config.json wins over special_tokens_map.json; `added_tokens_decoder` collects the added tokens of both
     that file and added_tokens.json as {id: AddedToken}.
+
+    Raises:
+        ConfigError: A file is not JSON, or its added tokens are not tokens.
     """
     config_path = source.find(CONFIG_FILE)
     settings = read_json(config_path) if config_path else {}
@@ -43,7 +46,10 @@ def read_settings(source: Source) -> dict[str, Any]:
     if map_path:
         settings = {**read_json(map_path), **settings}
     special = _contents(settings)
-    added = {int(number): added_token(token) for number, token in settings.pop("added_tokens_decoder", {}).items()}
+    try:
+        added = {int(number): added_token(token) for number, token in settings.pop("added_tokens_decoder", {}).items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(f"{config_path}: added_tokens_decoder must map ids to tokens: {error}") from error
     added_path = source.find("added_tokens.json")
     for token, number in (read_json(added_path) if added_path else {}).items():
         added.setdefault(number, AddedToken(token, normalized=False, special=token in special))

@@ -243,6 +243,11 @@ class Vocabulary:
     def _add(self, tokens: list[AddedToken], special: bool) -> int:
         before = self._size()
         if special:
+            present = self._special_ids()
+            tokens = [token for token in tokens if self._tokenizer.token_to_id(token.content) not in present]
+        if not tokens:
+            return 0
+        if special:
             self._tokenizer.add_special_tokens(tokens)
         else:
             self._tokenizer.add_tokens(tokens)

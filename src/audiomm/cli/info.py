@@ -37,7 +37,7 @@ _DTYPES = {"float32": 4, "bfloat16 / float16": 2}
 def run(arguments: argparse.Namespace) -> int:
     """Print the facts, one a line."""
     for name, value in facts(arguments.model, arguments.revision):
-        print(f"{name:22} {value}")
+        print(f"{name:26} {value}")
     return 0
 
 

@@ -257,7 +257,7 @@ class SequenceFeatureExtractor(FeatureExtractionMixin):
             )
         elif sampling_rate != self.sampling_rate:
             raise SampleRateError(
-                f"sampling_rate={sampling_rate}: {type(self).__name__} needs clips at {self.sampling_rate} Hz. Resample "
+                f"sampling_rate={sampling_rate}: {type(self).__name__} needs {self.sampling_rate} Hz. Resample "
                 f"with audiomm.media.load_audio({{'array': clip, 'sampling_rate': {sampling_rate}}}, "
                 f"{self.sampling_rate})."
             )

@@ -147,10 +147,12 @@ class WhisperFeatureExtractor(SequenceFeatureExtractor):
         if self.return_attention_mask if return_attention_mask is None else return_attention_mask:
             frames = [row.shape[-1] for row in rows]
             batch["attention_mask"] = _stacked(
-                [self._mask(*sizes) for sizes in zip(lengths, padded, frames, strict=True)]
+                [self._mask(*sizes).to(clips[0].device) for sizes in zip(lengths, padded, frames, strict=True)]
             )
         if return_token_timestamps:
-            batch["num_frames"] = torch.tensor([length // self.hop_length for length in lengths])
+            batch["num_frames"] = torch.tensor(
+                [length // self.hop_length for length in lengths], device=clips[0].device
+            )
         if return_tensors is None:
             return BatchFeature({name: _as_numpy(value) for name, value in batch.items()})
         return BatchFeature(batch, tensor_type=return_tensors)

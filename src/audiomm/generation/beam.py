@@ -223,7 +223,7 @@ def _result(request: DecodeRequest, state: BeamState, rows: DecodeState, record:
     output = GenerateOutput(
         sequences=tokens[:, : rows.prompt_length + longest].clone(),
         sequences_scores=scores if config.output_scores else None,
-        beam_indices=origins[:, :longest].clone() if config.output_scores else None,
+        beam_indices=origins[:, :longest].clone(),
         logprobs=scores * lengths ** (config.length_penalty or 0.0) if request.logprobs else None,
         past_key_values=rows.cache,
     )

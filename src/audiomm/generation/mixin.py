@@ -44,6 +44,10 @@ class GenerationMixin:
         """True: this class can."""
         return True
 
+    def logits_processors(self, config: GenerationConfig, prompt_length: int) -> list[Any]:
+        """Rules of the model itself, applied after those of the config; families that have some override this."""
+        return []
+
     def load_side_files(self, source: Source) -> None:
         """Read generation_config.json, where the checkpoint has one."""
         path = source.find(FILE_NAME)
@@ -83,7 +87,7 @@ class GenerationMixin:
             logits_processor: Further rules, applied after those of the options.
             stopping_criteria: Further criteria.
             prefix_allowed_tokens_fn: Function (batch index, tokens so far) -> allowed token ids.
-            synced_gpus: Accepted for programs that pass it; each process here ends when its own rows are done.
+            synced_gpus: Every process must go on until the last one is done; refused where there is more than one.
             assistant_model: A smaller model of the same vocabulary that drafts tokens; the result stays what it is.
             streamer: Takes tokens as they come (see `streamers`).
             tokenizer: Needed for stop_strings.
@@ -100,6 +104,7 @@ class GenerationMixin:
         """
         try:
             with eval_mode(self), eval_mode(assistant_model):
+                _check_processes(synced_gpus)
                 config, model_inputs = self._resolve(generation_config, kwargs)
                 prompt, mask, model_inputs = self._prepare_prompt(inputs, config, model_inputs)
                 config = _settle_lengths(config, prompt, model_inputs)
@@ -110,6 +115,7 @@ class GenerationMixin:
                     prompt_mask=mask,
                     encoder_input_ids=self._encoder_ids(prompt, model_inputs),
                     prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
+                    model_processors=self.logits_processors(config, prompt.shape[-1]),
                     user_processors=logits_processor or (),
                 )
                 output = generate_tokens(
@@ -150,7 +156,7 @@ class GenerationMixin:
         names = input_names(self)
         options = {name: value for name, value in kwargs.items() if name in FIELDS or name not in names}
         config = copy.deepcopy(config)
-        unknown = sorted(config.update(**options))
+        unknown = sorted(name for name, value in config.update(**options).items() if value is not None)
         if unknown:
             raise GenerationError(_unknown_keyword(unknown[0], names))
         if config.max_new_tokens is None and config.max_length is None:
@@ -194,7 +200,7 @@ class GenerationMixin:
                 prompt = _start_tokens(config, 1)
             elif mask is None:
                 mask = _mask_from_padding(prompt, config)
-        return prompt.to(device), mask, inputs_left
+        return torch.as_tensor(prompt, device=device), mask, inputs_left
 
     def _encoder_ids(self, prompt: Tensor, model_inputs: dict[str, Any]) -> Tensor | None:
         """The token ids that the rules about the encoder's input look at; a decoder-only model's prompt counts."""
@@ -212,6 +218,17 @@ def input_names(model: Any) -> set[str]:
         if method is not None:
             names.update(inspect.signature(method).parameters)
     return names - _OWN
+
+
+def _check_processes(synced_gpus: bool | None) -> None:
+    """Refuse a promise that the loops do not keep: processes that share one model must take the same steps."""
+    distributed = torch.distributed
+    if synced_gpus and distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+        raise GenerationError(
+            f"synced_gpus=True with {distributed.get_world_size()} processes: each process ends when its own rows are "
+            "done, so a model that is split over processes would wait for ever. Gather the weights before generating, "
+            "and pass synced_gpus=False."
+        )
 
 
 def _inputs_for(assistant: Any, model_inputs: dict[str, Any]) -> dict[str, Any]:

@@ -42,4 +42,6 @@ def pick_random(scores: Tensor, generators: Generators = None) -> tuple[Tensor, 
     """
     probabilities = scores.softmax(dim=-1)
     tokens = (probabilities / exponential_noise(probabilities, generators)).argmax(dim=-1)
-    return tokens, scores.amax(dim=-1)
+    best = scores.amax(dim=-1)
+    # No probabilities can be made of infinite scores.
+    return tokens, torch.where(best == torch.inf, torch.nan, best)

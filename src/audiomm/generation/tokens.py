@@ -31,6 +31,7 @@ def generate_tokens(
     stopping: StoppingCriteriaList | None = None,
     tokenizer: Any = None,
     streamer: Any = None,
+    stream_goes_on: bool = False,
     generator: Generators = None,
     logprobs: bool = False,
     assistant_model: Decoder | None = None,
@@ -51,6 +52,7 @@ def generate_tokens(
         stopping: Criteria besides those of the config.
         tokenizer: Needed for stop_strings.
         streamer: Takes the prompt and then the tokens as they come.
+        stream_goes_on: This call is a part of a longer stream: the caller puts the prompt and calls `end()` itself.
         generator: Source of random numbers; a list gives every row its own.
         logprobs: Fill `logprobs` of the output: the sum of the log-probabilities of the chosen tokens, the end token
             included, after `processors` and before the warpers (so at temperature 1). The config's
@@ -87,10 +89,10 @@ def generate_tokens(
     _check_generators(request)
     drafts = assistant_model is not None or config.prompt_lookup_num_tokens is not None
     if config.num_beams == 1:
-        if streamer is not None:
+        if streamer is not None and not stream_goes_on:
             streamer.put(prompt.repeat_interleave(config.num_return_sequences or 1, dim=0).cpu())
         output = _speculate(request, assistant_model, assistant_inputs or {}) if drafts else sample(request)
-        if streamer is not None:
+        if streamer is not None and not stream_goes_on:
             streamer.end()
         return output
     if drafts or streamer is not None:

@@ -187,12 +187,13 @@ class Cache:
         Raises:
             GenerationError: The fixed buffers are full.
         """
-        past = self.length
-        # Compiled code must not depend on a count that changes every step; whoever replays it calls `note`.
-        if not torch.compiler.is_compiling():
-            self.note(count)
         if self.fixed:
+            # Compiled code must not depend on a count that changes every step; whoever replays it calls `note`.
+            if not torch.compiler.is_compiling():
+                self.note(count)
             return self._reserve_fixed(count, positions, rows)
+        past = self.length
+        self.note(count)
         if positions is None and self.positions is None:
             return Slots(past, None, None)
         old = self.positions
@@ -213,7 +214,7 @@ class Cache:
             self._padding += (positions < 0).sum(dim=1, keepdim=True)
         self.positions.index_copy_(1, self._slots, positions)
         self._cursor += count
-        return Slots(self.length, positions, self.positions)
+        return Slots(0, positions, self.positions)
 
     def note(self, count: int) -> None:
         """Count `count` new tokens on the host.

@@ -14,7 +14,7 @@ import torch
 
 from ..auto import AutoConfig, AutoFeatureExtractor, AutoModelForSpeechSeq2Seq, AutoProcessor, AutoTokenizer
 from ..base.errors import InputError
-from .base import Pipeline
+from .base import Pipeline, resolve_device
 from .speech_recognition import AutomaticSpeechRecognitionPipeline
 from .writers import get_writer
 
@@ -98,13 +98,17 @@ def pipeline(
     hub = {name: model_kwargs.pop(name) for name in _HUB_OPTIONS if name in model_kwargs}
     hub.update({name: value for name, value in (("revision", revision), ("token", token)) if value is not None})
     dtype = dtype if dtype is not None else torch_dtype
+    if device is not None and device_map is not None:
+        raise InputError(f"device={device!r} and device_map={device_map!r} exclude each other; pass one of them.")
     if model is None:
         model = row.default_model
     if isinstance(model, (str, os.PathLike)):
-        options = {"config": config, "device_map": device_map, **model_kwargs, **hub}
-        options = {name: value for name, value in options.items() if value is not None}
         source: Any = model
-        model = row.model_class.from_pretrained(source, dtype="auto" if dtype is None else dtype, **options)
+        options = {"config": config, "dtype": "auto" if dtype is None else dtype, **model_kwargs, **hub}
+        options.update({"device": resolve_device(device)} if device_map is None else {"device_map": device_map})
+        model = row.model_class.from_pretrained(source, **{k: v for k, v in options.items() if v is not None})
+        # It is where it should be, and of the right type.
+        device, dtype = None if hasattr(model, "hf_device_map") else model.device, None
     else:
         source = getattr(model, "name_or_path", None) or None
     if isinstance(processor, (str, os.PathLike)):

@@ -112,20 +112,18 @@ class Assembler:
         """One transcript of windows that overlap; windows in which nothing was heard still move the time on."""
         outputs = [self._output(item, blank.timestamps, item.language if name_languages else None) for item in heard]
         text, found = self._decode(outputs, blank.timestamps, name_languages or None)
-        chunks = found.get("chunks") or [{"text": text, "timestamp": (0.0, blank.duration_seconds)}]
-        spans = [_span(chunk.get("timestamp", (0.0, None)), blank.duration_seconds) for chunk in chunks]
-        texts = [chunk["text"] for chunk in chunks]
-        languages = [_CODES.get(chunk.get("language"), blank.language) for chunk in chunks]
-        if blank.timestamps == "word":
-            words = tuple(Word(word, *span) for word, span in zip(texts, spans, strict=True))
+        segments = []
+        for chunk in found.get("chunks", [{"text": text}]):
+            times = chunk.get("timestamp", (0.0, None))
+            start, end = _span(times, blank.duration_seconds)
+            language = _CODES.get(chunk.get("language"), blank.language)
+            segments.append(Segment(chunk["text"], start, end, language=language, end_is_estimated=times[1] is None))
+        segments = [segment for segment in segments if segment.text]
+        if blank.timestamps == "word" and segments:
+            words = tuple(Word(segment.text, segment.start, segment.end) for segment in segments)
             whole = Segment(text, words[0].start, words[-1].end, words=words, language=blank.language)
             return replace(blank, text=text, segments=(whole,))
-        segments = tuple(
-            Segment(text, *span, language=language, end_is_estimated=chunk.get("timestamp", (0.0, None))[1] is None)
-            for text, span, language, chunk in zip(texts, spans, languages, chunks, strict=True)
-            if text
-        )
-        return replace(blank, text=text, segments=segments)
+        return replace(blank, text=text, segments=tuple(segments))
 
     def _output(self, heard: Heard, timestamps: Timestamps, language: str | None) -> dict[str, Any]:
         """What was heard in one window, in the form that the tokenizer merges."""

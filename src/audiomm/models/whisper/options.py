@@ -13,10 +13,6 @@ from ...generation import GenerationConfig
 from .config import WhisperConfig
 from .languages import LANGUAGES, language_code
 
-#: New tokens in a window with timestamps, unless the caller says otherwise: half the decoder's length, as OpenAI has it.
-TIMESTAMPED_TOKENS = 224
-#: Tokens of earlier text that a window's prompt holds at most.
-PROMPT_TOKENS = 223
 #: Above this temperature a text is too free to be the next window's context.
 RESET_TEMPERATURE = 0.5
 
@@ -118,7 +114,17 @@ def new_token_limit(config: GenerationConfig, model: WhisperConfig, prompt_lengt
     if config.max_length is not None and config.max_length < model.max_target_positions:
         # As in transformers the start tokens and the text before them do not count.
         return max(1, min(config.max_length - 1, room))
-    return min(TIMESTAMPED_TOKENS, room) if timestamps else room
+    # With timestamps half the decoder's length is for the new text, as OpenAI has it: 224 tokens.
+    return min(model.max_target_positions // 2, room) if timestamps else room
+
+
+def context_room(config: GenerationConfig, model: WhisperConfig, start_count: int) -> int:
+    """Tokens of prompt and earlier text that fit before the start tokens: 223, fewer when max_new_tokens needs room."""
+    room = model.max_target_positions // 2 - 1
+    if config.max_new_tokens is not None:
+        # One more is <|startofprev|>.
+        room = min(room, model.max_target_positions - config.max_new_tokens - start_count - 1)
+    return max(room, 0)
 
 
 # ---------------------------------------------------------------------- start tokens

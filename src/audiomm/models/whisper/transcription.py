@@ -30,10 +30,10 @@ from ...generation import (
 )
 from .config import FRAMES_PER_SECOND, WhisperConfig
 from .options import (
-    PROMPT_TOKENS,
     RESET_TEMPERATURE,
     Options,
     config_for,
+    context_room,
     forced_start,
     is_multilingual,
     language_ids,
@@ -357,14 +357,13 @@ class Transcription:
         given = [] if options.prompt_ids is None else options.prompt_ids.tolist()
         # The prompt begins with <|startofprev|>, which stands in front of whatever is kept.
         opening = given[:1] or [self._previous_start()]
-        words = given[1:][-PROMPT_TOKENS:]
+        room = context_room(self.config, self.model.config, len(recording.start_tokens))
+        words = _last(given[1:], room)
         past = [token for piece in recording.history for token in piece.tolist()]
         if options.prompt_condition_type == "all-segments":
-            room = PROMPT_TOKENS - len(words)
-            past = past[-room:] if options.condition_on_prev_tokens and room else []
-            text = words + past
+            text = words + (_last(past, room - len(words)) if options.condition_on_prev_tokens else [])
         elif options.condition_on_prev_tokens:
-            text = (words + past)[-PROMPT_TOKENS:]
+            text = _last(words + past, room)
         else:
             text = words if not recording.windows else []
         if not text or opening == [None]:
@@ -443,6 +442,10 @@ class Transcription:
     def _pad(self) -> int:
         pad = self.config.pad_token_id
         return int(self.config.eos_ids[0] if pad is None else pad)
+
+
+def _last(tokens: list[int], count: int) -> list[int]:
+    return tokens[-count:] if count > 0 else []
 
 
 def fit_window(features: Tensor, frames: int) -> Tensor:
