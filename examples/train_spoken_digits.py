@@ -289,7 +289,7 @@ def train(args: argparse.Namespace) -> None:
     student, saved, done = Student(), None, 0.0
     if args.start or (args.resume and checkpoint.exists()):
         saved = torch.load(args.start or checkpoint, weights_only=True)
-        student.load_state_dict(saved["average"] if args.start else saved["student"])
+        student.load_state_dict(saved["average" if args.start else "student"], strict=not args.start)
         done = args.progress if args.start else saved["progress"]
         saved = None if args.start else saved
     student.share_memory()

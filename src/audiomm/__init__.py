@@ -84,7 +84,7 @@ _PUBLIC = {
 
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 
-__all__ = sorted(_HOME)  # noqa: PLE0605: a list of str, though not a literal one
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:

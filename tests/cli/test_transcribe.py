@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from audiomm.base.transcript import Transcript
 from audiomm.cli.main import main
 
 
@@ -30,6 +31,14 @@ def test_several_files_are_told_apart(
         f"{wav}:\n[00:00.500 --> 00:01.250] Grüße\n{other}:\n[00:00.500 --> 00:02.000] Grüße\n"
     )
 
+
+#: What `generate` gets unless a flag says otherwise.
+CHECKS = {
+    "temperature": (0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
+    "compression_ratio_threshold": 1.35,
+    "logprob_threshold": -1.0,
+    "no_speech_threshold": 0.6,
+}
 
 EXPECTED = {
     "txt": "Grüße\n",
@@ -92,6 +101,16 @@ def test_a_bad_file_is_reported_and_the_others_go_on(
     assert "Traceback" not in err
 
 
+def test_silence_is_told_and_is_no_failure(
+    fake: Any, wav: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(fake, "_one", lambda path, kwargs: Transcript(""))
+    assert main(["transcribe", wav]) == 0
+    assert capsys.readouterr() == ("", f"audiomm: {wav}: no speech found\n")
+    assert main(["transcribe", wav, "-o", str(tmp_path / "out"), "-f", "srt"]) == 0
+    assert (tmp_path / "out" / "talk.srt").read_text() == ""
+
+
 def test_one_bad_file_alone_fails(fake: Any, broken: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["transcribe", broken]) == 1
     assert "not an audio file" in capsys.readouterr().err
@@ -114,11 +133,23 @@ def test_an_error_nobody_thought_of_does_not_stop_the_others(
     assert f"audiomm: {wav}: out of memory" in err
 
 
-def test_files_that_cannot_be_written_fail(
-    fake: Any, wav: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_folder_that_cannot_be_made_is_told_before_any_work(
+    fake: Any, wav: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["transcribe", wav, "-o", wav, "-f", "txt"]) == 1
     assert "cannot save" in capsys.readouterr().err
+    assert fake.calls == []
+
+
+def test_a_file_that_cannot_be_written_fails_alone(
+    fake: Any, wav: str, make_wav_file: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out" / "talk.txt").mkdir(parents=True)
+    other = make_wav_file("other.wav")
+    assert main(["transcribe", wav, other, "-o", str(tmp_path / "out"), "-f", "txt"]) == 1
+    out, err = capsys.readouterr()
+    assert "could not be written" in err
+    assert out == f"{tmp_path / 'out' / 'other.txt'}\n"
 
 
 def test_batches_go_through_the_model_together(fake: Any, wav: str, make_wav_file: Any) -> None:
@@ -153,8 +184,13 @@ def test_flags_reach_the_model(fake: Any, wav: str) -> None:
     }
 
 
+def test_windows_are_checked_and_decoded_again_unless_told_otherwise(fake: Any, wav: str) -> None:
+    assert main(["transcribe", wav]) == 0
+    assert fake.calls[0][1]["generate_kwargs"] == CHECKS | {"task": "transcribe"}
+
+
 def test_a_single_temperature_is_no_ladder(fake: Any, wav: str) -> None:
-    assert main(["transcribe", wav, "--temperature", "0.3"]) == 0
+    assert main(["transcribe", wav, "--temperature", "0.3", "--temperature_increment_on_fallback", "None"]) == 0
     assert fake.calls[0][1]["generate_kwargs"]["temperature"] == 0.3
 
 
@@ -171,7 +207,7 @@ def test_an_english_model_takes_every_language_as_english(
     fake.model.generation_config.is_multilingual = False
     assert main(["transcribe", wav, "--language", "de"]) == 0
     assert "knows English only; --language de is taken as en" in capsys.readouterr().err
-    assert fake.calls[0][1]["generate_kwargs"] == {}
+    assert fake.calls[0][1]["generate_kwargs"] == CHECKS
     assert main(["transcribe", wav, "--language", "en"]) == 0
     assert capsys.readouterr().err == ""
     assert main(["transcribe", wav, "--task", "translate"]) == 2

@@ -46,6 +46,7 @@ REFUSED = [
     ("no_repeat_ngram_size", -1),
     ("encoder_no_repeat_ngram_size", 1.5),
     ("early_stopping", "always"),
+    ("early_stopping", 1),
     ("do_sample", 1),
     ("use_cache", "yes"),
     ("cache_implementation", "quick"),
@@ -168,6 +169,13 @@ def test_unknown_keys_survive_the_file(tmp_path: Path):
     config.save_pretrained(tmp_path / "copy")
     assert json.loads((tmp_path / "copy" / "generation_config.json").read_text()) == values
     assert GenerationConfig.from_pretrained(tmp_path / "copy") == config
+
+
+def test_a_key_in_the_file_takes_no_method_away():
+    config = GenerationConfig.from_dict({"validate": 3, "eos_ids": 4, "_commit_hash": "x", "_detect": False})
+    config.validate()
+    assert config.eos_ids == []
+    assert config.to_diff_dict() == {"_detect": False}
 
 
 def test_a_file_with_oddities_loads_and_keywords_win_over_it(tmp_path: Path):

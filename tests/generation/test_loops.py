@@ -266,7 +266,7 @@ def test_the_prompt_may_be_named_or_come_from_the_start_token(toy, prompts):
     model = toy(bos_token_id=6)
     assert torch.equal(model.generate(input_ids=prompts, max_new_tokens=3), model.generate(prompts, max_new_tokens=3))
     assert model.generate(max_new_tokens=2)[0, 0] == 6
-    with pytest.raises(GenerationError, match="there is no prompt, and neither decoder_start_token_id nor bos_token_id"):
+    with pytest.raises(GenerationError, match="there is no prompt, and neither decoder_start_token_id nor bos"):
         toy().generate(max_new_tokens=2)
 
 
@@ -281,6 +281,13 @@ def test_processes_that_must_stay_in_step_are_refused(toy, prompts, monkeypatch)
 def test_a_prompt_may_be_a_list(toy, prompts):
     model = toy()
     assert torch.equal(model.generate(prompts.tolist(), max_new_tokens=3), model.generate(prompts, max_new_tokens=3))
+
+
+def test_the_cache_comes_back_unless_it_is_not_wanted(toy, prompts):
+    model = toy()
+    wanted = {"return_dict_in_generate": True, "max_new_tokens": 3, "eos_token_id": None}
+    assert model.generate(prompts, **wanted).past_key_values.length == 7
+    assert model.generate(prompts, use_cache=False, **wanted).past_key_values is None
 
 
 def test_own_processors_and_criteria_are_used(toy, prompts):

@@ -138,6 +138,7 @@ def test_save_pretrained_saves_every_part(parts: dict[str, Any], tmp_path: Path)
         ({"task": None, "model": None}, "needs a task, a model or both"),
         ({"tokenizer": None}, "tokenizer: this model does not know where it was loaded from"),
         ({"feature_extractor": None}, "feature_extractor: this model does not know"),
+        ({"model": torch.nn.Linear(1, 1)}, "a Linear, which writes no text"),
         ({"decoder": object()}, "decoder= is for CTC models"),
         ({"device": "tpu9"}, "device='tpu9'"),
         ({"device": "cuda:99"}, "CUDA devices"),

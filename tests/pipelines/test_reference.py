@@ -24,6 +24,7 @@ DIFFERENT = {
 #: Times of words come with an issue of their own.
 WORDS = {"short_words", "long_sequential_words", "chunked_words"}
 
+
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Any:
     before = torch.get_num_threads()

@@ -30,7 +30,7 @@ ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager")
 
 @dataclass_transform(kw_only_default=True)
 class PreTrainedConfig:
-    """Base of all configurations. Fields of every family:
+    """Base of all configurations.
 
     Attributes:
         architectures: Class names the checkpoint was saved from; the auto classes read it.
@@ -65,9 +65,8 @@ class PreTrainedConfig:
         self.name_or_path: str = str(values.pop("name_or_path", ""))
         self.attn_implementation: str = values.pop("attn_implementation", None) or "sdpa"
         if self.attn_implementation not in ATTENTION_IMPLEMENTATIONS:
-            raise ConfigError(
-                f"attn_implementation={self.attn_implementation!r}: accepted are {' and '.join(ATTENTION_IMPLEMENTATIONS)}."
-            )
+            accepted = " and ".join(ATTENTION_IMPLEMENTATIONS)
+            raise ConfigError(f"attn_implementation={self.attn_implementation!r}: accepted are {accepted}.")
         for key in (*_RUNTIME_KEYS, "model_type"):
             values.pop(key, None)
         count = values.pop("num_labels", None)
@@ -250,7 +249,7 @@ class PreTrainedConfig:
         return twin
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self.to_dict() == other.to_dict()  # type: ignore[attr-defined]
+        return type(self) is type(other) and self.to_dict() == other.to_dict()
 
     __hash__ = None  # type: ignore[assignment]
 

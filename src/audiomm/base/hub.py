@@ -50,7 +50,7 @@ class Source:
     name: str | os.PathLike[str]
     revision: str | None = None
     token: str | bool | None = None
-    cache_dir: str | os.PathLike[str] | None = None
+    cache_dir: str | Path | None = None
     local_files_only: bool = False
     subfolder: str = ""
     force_download: bool = False

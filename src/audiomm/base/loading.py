@@ -68,7 +68,7 @@ class LoadingReport:
         heads = {name.split(".")[0] for name in self.unexpected}
         if len(heads) == 1 and self.unexpected and not self.sources:
             return f" All names in the file start with {heads.pop() + '.'!r}: was it saved from a wrapper?"
-        return " Is it a checkpoint of this class and these sizes? strict=False loads what fits and initialises the rest."
+        return " Is it of this class and these sizes? strict=False loads what fits and initialises the rest."
 
 
 def compare(model: Any, checkpoint: Checkpoint) -> LoadingReport:

@@ -190,7 +190,7 @@ class PreTrainedModel(nn.Module):
     def _set_checkpointing(self, on: bool) -> None:
         for module in self.modules():
             if "gradient_checkpointing" in vars(module):
-                module.gradient_checkpointing = on
+                vars(module)["gradient_checkpointing"] = on
 
     def enable_input_require_grads(self) -> None:
         """Let gradients flow through frozen embeddings, as adapters under gradient checkpointing need."""
@@ -377,7 +377,7 @@ class PreTrainedModel(nn.Module):
                 )
         api = HfApi(token=token)
         repo = api.create_repo(repo_id, private=private, exist_ok=True)
-        return str(api.upload_folder(repo_id=repo.repo_id, folder_path=folder, commit_message=commit_message))
+        return str(api.upload_folder(repo_id=repo.repo_id, folder_path=Path(folder), commit_message=commit_message))
 
 
 def _resized_rows(weight: Tensor, rows: int) -> Tensor:

@@ -27,8 +27,8 @@ class _Token:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def __get__(self, tokenizer: Vocabulary, owner: type | None = None) -> str | None:
-        return tokenizer._named.get(self.name)
+    def __get__(self, tokenizer: Vocabulary | None, owner: type | None = None) -> Any:
+        return self if tokenizer is None else tokenizer._named.get(self.name)
 
     def __set__(self, tokenizer: Vocabulary, value: str | AddedToken | None) -> None:
         tokenizer._name_token(self.name, value)
@@ -40,7 +40,9 @@ class _TokenId:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def __get__(self, tokenizer: Vocabulary, owner: type | None = None) -> int | None:
+    def __get__(self, tokenizer: Vocabulary | None, owner: type | None = None) -> Any:
+        if tokenizer is None:
+            return self
         token = tokenizer._named.get(self.name)
         return None if token is None else tokenizer._tokenizer.token_to_id(token)
 

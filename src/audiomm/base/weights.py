@@ -102,14 +102,15 @@ def _read_sharded(source: Source, index_path: Path) -> Checkpoint:
             "The download may be cut short; fetch these files again."
         )
     checkpoint = _read_headers(str(source.name), {name: path for name, path in found.items() if path is not None})
+    found_in = {name: path.name for name, path in checkpoint.files.items()}
     misplaced = [
-        f"{name} (said to be in {shard}, found in {checkpoint.files[name].name if name in checkpoint.files else 'none'})"
+        f"{name} (said to be in {shard}, found in {found_in.get(name, 'none')})"
         for name, shard in weight_map.items()
-        if name not in checkpoint.files or checkpoint.files[name].name != shard
+        if found_in.get(name) != shard
     ]
     if misplaced:
         raise CorruptCheckpointError(
-            f"{index_path}: {len(misplaced)} of {len(weight_map)} tensors are not where it says: {_some(misplaced)}."
+            f"{index_path}: {len(misplaced)} of {len(weight_map)} tensors are elsewhere: {_some(misplaced)}."
         )
     return checkpoint
 
@@ -119,7 +120,7 @@ def _read_headers(name: str, paths: dict[str, Path]) -> Checkpoint:
     for path in paths.values():
         _refuse_duplicate_names(path)
         with _open(path) as handle:
-            for tensor in handle.keys():  # noqa: SIM118: safe_open is not a dict
+            for tensor in sorted(handle.keys()):
                 view = handle.get_slice(tensor)
                 checkpoint.files[tensor] = path
                 checkpoint.shapes[tensor] = tuple(view.get_shape())

@@ -101,21 +101,24 @@ def _add_transcribe(commands: argparse._SubParsersAction[argparse.ArgumentParser
     )
 
     decoding = command.add_argument_group(
-        "decoding", "What is left out is as the model's files and generate() have it."
+        "decoding", "A window of 30 s that fails a check is decoded again, warmer. None switches a check off."
     )
-    decoding.add_argument("--beam_size", type=_positive, help="beams of the search; 1 is greedy")
-    decoding.add_argument("--temperature", type=float, help="0 takes the likeliest token, more samples")
-    decoding.add_argument(
-        "--temperature_increment_on_fallback", type=_optional_float, help="raise it by this when a window fails a check"
-    )
-    decoding.add_argument("--compression_ratio_threshold", type=_optional_float, help="fails above: repeats itself")
-    decoding.add_argument("--logprob_threshold", type=_optional_float, help="fails below: unsure")
-    decoding.add_argument("--no_speech_threshold", type=_optional_float, help="silent above, if it is unsure as well")
+    decoding.add_argument("--beam_size", type=_positive, help="beams of the search; 1 is greedy (default: 5)")
+    decoding.add_argument("--length_penalty", type=float, help="how a beam's length counts")
+    decoding.add_argument("--max_new_tokens", type=_positive, help="most tokens of a window")
+    decoding.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default: 0)")
+    checks: dict[str, tuple[float, str]] = {
+        "temperature_increment_on_fallback": (0.2, "how much warmer, up to 1"),
+        "compression_ratio_threshold": (1.35, "repeats itself: its tokens compress better than this"),
+        "logprob_threshold": (-1.0, "unsure: its tokens are less likely than this, on average"),
+        "no_speech_threshold": (0.6, "silent, if it is unsure as well: no speech is likelier than this"),
+    }
+    for name, (default, meaning) in checks.items():
+        text = f"{meaning} (default: {default})"
+        decoding.add_argument(f"--{name}", type=_optional_float, default=default, metavar="NUMBER", help=text)
     decoding.add_argument(
         "--condition_on_previous_text", type=_boolean, metavar="BOOL", help="begin a window with the text before it"
     )
-    decoding.add_argument("--length_penalty", type=float, help="how a beam's length counts")
-    decoding.add_argument("--max_new_tokens", type=_positive, help="most tokens of a window")
 
 
 def _boolean(text: str) -> bool:

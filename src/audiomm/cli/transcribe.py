@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ..base.errors import InputError, SaveError
+from ..base.hub import make_folder
 from ..base.transcript import Transcript
 from ..models.whisper.languages import language_code
 from ..pipelines import get_writer, pipeline
@@ -103,14 +104,14 @@ def _checked(arguments: argparse.Namespace) -> SubtitleOptions:
 
 
 def _writer(arguments: argparse.Namespace) -> Writer | None:
-    """Where files go; None when the text is only to be printed."""
+    """Where files go, made ready before hours of work; None when the text is only to be printed."""
     if arguments.output_dir is None and arguments.output_format is None:
         return None
-    return get_writer(arguments.output_format or "all", arguments.output_dir or ".")
+    return get_writer(arguments.output_format or "all", make_folder(arguments.output_dir or "."))
 
 
 def _generate_kwargs(arguments: argparse.Namespace, model: Any) -> dict[str, Any]:
-    """Arguments of `generate`: those of the flags that were given."""
+    """Arguments of `generate`: those of the flags that say something."""
     kwargs = {_GENERATE_NAMES.get(name, name): getattr(arguments, name) for name in _GENERATE_FLAGS}
     kwargs["temperature"] = _temperatures(arguments.temperature, arguments.temperature_increment_on_fallback)
     if _is_multilingual(model):
@@ -126,11 +127,10 @@ def _generate_kwargs(arguments: argparse.Namespace, model: Any) -> dict[str, Any
     return {name: value for name, value in kwargs.items() if value is not None}
 
 
-def _temperatures(first: float | None, step: float | None) -> float | tuple[float, ...] | None:
+def _temperatures(first: float, step: float | None) -> float | tuple[float, ...]:
     """One temperature, or the ladder from it to 1.0."""
     if not step:
         return first
-    first = first or 0.0
     count = int((1.0 - first) / step + 1e-6) + 1
     return tuple(round(first + index * step, 6) for index in range(max(count, 1)))
 
@@ -166,6 +166,8 @@ def _deliver(
     arguments: argparse.Namespace,
 ) -> SaveError | None:
     """Print a transcript, write it, or both; what could not be written comes back as an error."""
+    if not transcript.text.strip():
+        print(f"audiomm: {path}: no speech found", file=sys.stderr)
     if writer is None or arguments.verbose:
         if len(arguments.audio) > 1:
             _print(f"{path}:")

@@ -22,6 +22,8 @@ FILE_NAME = "generation_config.json"
 #: Fields a model config may hold for other reasons, and that say nothing about generation there.
 _NOT_FROM_MODEL = {"output_attentions", "output_hidden_states", "use_cache", "cache_config", "max_length", "top_k"}
 
+_BOOKKEEPING = ("_from_model_config", "_commit_hash")
+
 
 class GenerationConfig:
     """Options of generate().
@@ -92,7 +94,8 @@ class GenerationConfig:
         for name in FIELDS:
             setattr(self, name, None)
         for name, value in values.items():
-            if not name.startswith("_"):
+            # A key must not stand in the way of a method, and two say only where the values came from.
+            if name not in _BOOKKEEPING and not hasattr(type(self), name):
                 setattr(self, name, value)
 
     # -- checks
@@ -125,7 +128,9 @@ class GenerationConfig:
         for name, neutral in REFUSED.items():
             value = getattr(self, name)
             if value is not None and value not in neutral:
-                raise GenerationError(f"{name}={value!r} is not something generate() can honour; leave it unset (None).")
+                raise GenerationError(
+                    f"{name}={value!r} is not something generate() can honour: leave it unset (None)."
+                )
         if self.do_sample and self.temperature == 0:
             raise GenerationError(
                 "temperature=0 with do_sample=True would divide by zero: pass a temperature above 0, or "

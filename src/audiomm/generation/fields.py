@@ -49,9 +49,13 @@ def _flag(value: Any) -> str | None:
     return None if isinstance(value, bool) else "True or False"
 
 
+def _is_same(value: Any, choice: Any) -> bool:
+    return value is choice or (isinstance(choice, str) and value == choice)
+
+
 def _one_of(*choices: Any) -> Rule:
     wanted = "one of " + ", ".join(repr(choice) for choice in choices)
-    return lambda value: None if any(value is choice or value == choice for choice in choices) else wanted
+    return lambda value: None if any(_is_same(value, choice) for choice in choices) else wanted
 
 
 def _anything(value: Any) -> str | None:
@@ -67,7 +71,7 @@ def _token(value: Any) -> str | None:
 
 
 def _tokens(value: Any) -> str | None:
-    """One id or several; -1 is what some checkpoints write for 'none' and is let through for the end token."""
+    """One id or several."""
     if isinstance(value, Tensor):
         value = value.flatten().tolist()
     if _is_integer(value):

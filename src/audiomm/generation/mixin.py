@@ -137,6 +137,8 @@ class GenerationMixin:
             if streamer is not None:
                 streamer.end()
             raise
+        if not config.use_cache:
+            output.past_key_values = None
         if not config.return_dict_in_generate:
             assert output.sequences is not None, "a loop always returns sequences"
             return output.sequences
@@ -183,7 +185,8 @@ class GenerationMixin:
             if inputs_left.get(main) is not None:
                 raise GenerationError(f"{main} was passed twice, as `inputs` and by name: pass it once.")
             inputs_left[main] = inputs
-        if getattr(self.config, "is_encoder_decoder", False):
+        is_seq2seq = bool(getattr(self.config, "is_encoder_decoder", False))
+        if is_seq2seq:
             # What decoder-only models call attention_mask is the encoder's here.
             if "attention_mask" in inputs_left:
                 inputs_left["encoder_attention_mask"] = inputs_left.pop("attention_mask")
@@ -198,9 +201,12 @@ class GenerationMixin:
                 prompt = torch.zeros((_batch_size(inputs_left, main), 0), dtype=torch.long)
             elif prompt is None:
                 prompt = _start_tokens(config, 1)
-            elif mask is None:
-                mask = _mask_from_padding(prompt, config)
-        return torch.as_tensor(prompt, device=device), mask, inputs_left
+        prompt = torch.as_tensor(prompt, device=device)
+        if mask is not None:
+            mask = torch.as_tensor(mask, device=device)
+        elif not is_seq2seq:
+            mask = _mask_from_padding(prompt, config)
+        return prompt, mask, inputs_left
 
     def _encoder_ids(self, prompt: Tensor, model_inputs: dict[str, Any]) -> Tensor | None:
         """The token ids that the rules about the encoder's input look at; a decoder-only model's prompt counts."""
@@ -290,7 +296,9 @@ def _start_tokens(config: GenerationConfig, batch: int) -> Tensor:
         )
     ids = torch.as_tensor(start, dtype=torch.long).flatten()
     if len(ids) not in (1, batch):
-        raise GenerationError(f"decoder_start_token_id holds {len(ids)} ids for a batch of {batch}: pass one or {batch}.")
+        raise GenerationError(
+            f"decoder_start_token_id holds {len(ids)} ids for a batch of {batch}: pass one, or {batch} of them."
+        )
     return ids.expand(batch).clone()[:, None]
 
 

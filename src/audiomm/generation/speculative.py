@@ -102,8 +102,8 @@ def _check_vocabulary(model: Decoder, assistant: Decoder) -> None:
     sizes = [_vocabulary_size(each.config) for each in (model, assistant)]
     if None not in sizes and sizes[0] != sizes[1]:
         raise GenerationError(
-            f"the assistant's vocabulary has {sizes[1]} tokens and the model's {sizes[0]}: drafts can only be read when "
-            "both share a tokenizer. Pass an assistant of the same family."
+            f"the assistant's vocabulary has {sizes[1]} tokens and the model's {sizes[0]}: drafts can only be read "
+            "when both share a tokenizer. Pass an assistant of the same family."
         )
 
 
@@ -112,7 +112,9 @@ def _vocabulary_size(config: Any) -> int | None:
     return size if size is not None else getattr(getattr(config, "text_config", None), "vocab_size", None)
 
 
-def speculate(request: DecodeRequest, drafter: Drafter, state: DecodeState, logits: Tensor, record: Record) -> GenerateOutput:
+def speculate(
+    request: DecodeRequest, drafter: Drafter, state: DecodeState, logits: Tensor, record: Record
+) -> GenerateOutput:
     """Continue every prompt with the help of drafts; see `sample.sample` for what comes back.
 
     Args:

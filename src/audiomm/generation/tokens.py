@@ -149,7 +149,7 @@ def _check_prompt(prompt: Tensor, mask: Tensor | None, embeddings: Tensor | None
             "token is needed."
         )
     mask = mask.to(device=prompt.device, dtype=torch.bool)
-    if mask.shape[1] == 0 or bool(mask.all()):
+    if bool(mask.all()):
         return None
     if not bool(mask[:, -1].all()):
         row = int((~mask[:, -1]).nonzero()[0])

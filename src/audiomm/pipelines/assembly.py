@@ -112,10 +112,12 @@ class Assembler:
         """One transcript of windows that overlap; windows in which nothing was heard still move the time on."""
         outputs = [self._output(item, blank.timestamps, item.language if name_languages else None) for item in heard]
         text, found = self._decode(outputs, blank.timestamps, name_languages or None)
-        segments = []
+        segments: list[Segment] = []
+        previous_end = 0.0
         for chunk in found.get("chunks", [{"text": text}]):
             times = chunk.get("timestamp", (0.0, None))
-            start, end = _span(times, blank.duration_seconds)
+            start, end = _span(times, blank.duration_seconds, previous_end)
+            previous_end = end if chunk["text"] else previous_end
             language = _CODES.get(chunk.get("language"), blank.language)
             segments.append(Segment(chunk["text"], start, end, language=language, end_is_estimated=times[1] is None))
         segments = [segment for segment in segments if segment.text]
@@ -146,10 +148,10 @@ class Assembler:
         return text, found
 
 
-def _span(times: tuple[float | None, float | None], duration: float) -> tuple[float, float]:
-    """Start and end within the audio and in order; an end that is not known is that of the audio."""
+def _span(times: tuple[float | None, float | None], duration: float, default: float = 0.0) -> tuple[float, float]:
+    """Start and end within the audio and in order; an unknown start is `default`, an unknown end that of the audio."""
     start, end = times
-    first = min(max(float(start or 0.0), 0.0), duration)
+    first = min(max(default if start is None else float(start), 0.0), duration)
     last = duration if end is None else min(max(float(end), first), duration)
     return round(first, 3), round(last, 3)
 

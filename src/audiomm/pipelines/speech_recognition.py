@@ -82,7 +82,7 @@ class AutomaticSpeechRecognitionPipeline(Pipeline):
         kwargs: The rest of `Pipeline`'s arguments, and defaults for the arguments of calls.
 
     Raises:
-        InputError: The feature extractor or the tokenizer is missing, a decoder is given, or an argument is wrong.
+        InputError: The model cannot write, the feature extractor or the tokenizer is missing, a decoder is given, or an argument is wrong.
     """
 
     task = "automatic-speech-recognition"
@@ -98,6 +98,10 @@ class AutomaticSpeechRecognitionPipeline(Pipeline):
     ) -> None:
         if decoder is not None:
             raise InputError("decoder= is for CTC models, and the models here are not; leave it out.")
+        if not hasattr(model, "generate"):
+            raise InputError(
+                f"model is a {type(model).__name__}, which writes no text; load it with AutoModelForSpeechSeq2Seq."
+            )
         super().__init__(model, tokenizer=tokenizer, feature_extractor=feature_extractor, device=device, **kwargs)
         for name in ("tokenizer", "feature_extractor"):
             if getattr(self, name) is None:

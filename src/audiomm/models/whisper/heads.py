@@ -175,7 +175,7 @@ class WhisperSeq2Seq(WhisperWithTokenHead):
         config = self.config
         shifted = torch.empty_like(labels)
         shifted[:, 1:] = labels[:, :-1]
-        shifted[:, 0] = config.decoder_start_token_id
+        shifted[:, 0] = torch.tensor(config.decoder_start_token_id)
         return shifted.masked_fill(shifted == IGNORED_LABEL, config.pad_token_id or 0)
 
 
