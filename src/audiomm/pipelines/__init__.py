@@ -82,7 +82,7 @@ def pipeline(
         token: Hub token.
         device: "cuda:1", a number (-1 is the CPU), a torch.device; None is the first accelerator, or the CPU.
         device_map: Spread the model over devices while loading it.
-        dtype: "bfloat16", torch.float16, ...; None keeps the checkpoint's.
+        dtype: "bfloat16", torch.float16, ...; None keeps the checkpoint's, but float16 becomes float32 on a CPU.
         torch_dtype: An older name of `dtype`.
         trust_remote_code: Accepted for compatibility; code from a checkpoint is never run.
         model_kwargs: More keywords for the model's `from_pretrained`.
@@ -107,6 +107,9 @@ def pipeline(
         options = {"config": config, "dtype": "auto" if dtype is None else dtype, **model_kwargs, **hub}
         options.update({"device": resolve_device(device)} if device_map is None else {"device_map": device_map})
         model = row.model_class.from_pretrained(source, **{k: v for k, v in options.items() if v is not None})
+        if dtype is None and model.dtype == torch.float16 and model.device.type == "cpu":
+            # Processors compute float16 slowly and with more rounding; the checkpoint only stores it.
+            model.float()
         # It is where it should be, and of the right type.
         device, dtype = None if hasattr(model, "hf_device_map") else model.device, None
     else:

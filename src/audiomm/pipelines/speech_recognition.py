@@ -82,7 +82,7 @@ class AutomaticSpeechRecognitionPipeline(Pipeline):
         kwargs: The rest of `Pipeline`'s arguments, and defaults for the arguments of calls.
 
     Raises:
-        InputError: The model cannot write, the feature extractor or the tokenizer is missing, a decoder is given, or an argument is wrong.
+        InputError: The model cannot write, a part is missing, a decoder is given, or an argument is wrong.
     """
 
     task = "automatic-speech-recognition"
