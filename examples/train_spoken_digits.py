@@ -245,7 +245,7 @@ class Student(nn.Module):
         )
         reading = self.reading(heard, batch)
         losses = {"text": text, "stamp": stamp, "frame": frame, "order": order, "guide": guide, "reading": reading, "past": past}
-        return {"loss": text + 0.5 * stamp + frame + 0.3 * order + 0.5 * past + guide + 0.5 * reading, **losses, **stats}
+        return {"loss": text + 0.5 * stamp + frame + 0.3 * order + past + guide + 0.5 * reading, **losses, **stats}
 
     def reading(self, heard: Tensor, batch: dict[str, Tensor]) -> Tensor:
         """What the guided heads of the last layer would write if they looked at one frame only: its time, its word."""

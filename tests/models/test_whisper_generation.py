@@ -97,8 +97,15 @@ def test_static_cache_beams_and_dictionaries_agree_with_the_plain_call(whisper):
     static = whisper.generate(features, language="en", max_new_tokens=10, num_beams=3, cache_implementation="static")
     assert torch.equal(beams, static)
     output = whisper.generate(features, language="en", max_new_tokens=10, return_dict_in_generate=True, output_scores=True)
-    assert torch.equal(output.sequences, plain)
+    assert output.sequences[:, :4].tolist() == [[3, 4, 7, 78]] * 2
+    assert [[t for t in row if t not in (0, 2)] for row in output.sequences[:, 4:].tolist()] == [
+        [t for t in row if t] for row in plain.tolist()
+    ]
     assert output.scores[0].shape == (2, 100)
+    looked = whisper.generate(features, language="en", max_new_tokens=4, return_dict_in_generate=True, output_attentions=True)
+    assert looked.encoder_attentions[1].shape == (2, 3, 20, 20)
+    assert looked.cross_attentions[0][1].shape == (2, 4, 4, 20)
+    assert looked.cross_attentions[1][1].shape == (2, 4, 1, 20)
 
 
 def test_several_sequences_a_clip_are_different_hypotheses(whisper):

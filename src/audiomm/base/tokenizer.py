@@ -320,7 +320,7 @@ class PreTrainedTokenizer(Vocabulary):
                 return list(backend.encode_batch(items, is_pretokenized=split_into_words, add_special_tokens=add))
             # A pair is one tuple in a batch, two arguments in a single call.
             return [
-                backend.encode(
+                backend.encode(  # type: ignore[misc]
                     *(item if isinstance(item, tuple) else (item,)),
                     is_pretokenized=split_into_words,
                     add_special_tokens=add,
@@ -452,7 +452,7 @@ class PreTrainedTokenizer(Vocabulary):
         """
         ids = token_ids_of(token_ids)
         if ids and isinstance(ids[0], list):
-            return [self._decode(row, skip_special_tokens, **options) for row in ids]  # type: ignore[arg-type]
+            return [self._decode(row, skip_special_tokens, **options) for row in ids]
         return self._decode(ids, skip_special_tokens, **options)  # type: ignore[arg-type]
 
     def batch_decode(self, sequences: Any, skip_special_tokens: bool = False, **options: Any) -> list[Any]:
@@ -471,4 +471,4 @@ def _templates(value: Any) -> str | dict[str, str] | None:
     """A chat template as text, several by name, or None, from either form that tokenizer_config.json knows."""
     if isinstance(value, list):
         return {str(item["name"]): str(item["template"]) for item in value}
-    return value  # type: ignore[no-any-return]
+    return value

@@ -85,7 +85,7 @@ def byte_level_bpe(vocab: str | dict[str, int], merges: str | list[Any], add_pre
     entries = vocab if isinstance(vocab, dict) else read_json(vocab)
     pairs = merges if isinstance(merges, list) else _read_merges(merges)
     try:
-        tuples = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in pairs]
+        tuples: list[Any] = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in pairs]
         model = BPE(vocab=entries, merges=tuples)
     except Exception as error:  # the library raises bare Exception for whatever does not fit
         raise ConfigError(f"vocabulary and merges do not make a tokenizer: {error}") from error

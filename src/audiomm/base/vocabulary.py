@@ -208,7 +208,7 @@ class Vocabulary:
         """The added tokens with their ids, in the order of ids."""
         return {token.content: number for number, token in self.added_tokens_decoder.items()}
 
-    def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> int | None | list[int | None]:
+    def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> int | list[int | None] | None:
         """Ids of tokens; an unknown one becomes the unknown token's id, or None where there is none.
 
         Raises:
@@ -221,14 +221,14 @@ class Vocabulary:
             raise TypeError(f"tokens must be a string or a list of strings, not {tokens!r:.100}.")
         return [self.convert_tokens_to_ids(token) for token in tokens]  # type: ignore[misc]
 
-    def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> str | None | list[str | None]:
+    def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> str | list[str | None] | None:
         """Tokens of ids; None for an id outside the vocabulary.
 
         Raises:
             TypeError: An id is not an integer.
             InputError: An id is negative.
         """
-        numbers = token_ids_of(ids)
+        numbers: list[Any] = token_ids_of(ids)
         skipped = set(self.all_special_ids) if skip_special_tokens else set()
         tokens = [self._tokenizer.id_to_token(number) for number in numbers if number not in skipped]
         return tokens[0] if isinstance(plain_list(ids), int) and tokens else tokens

@@ -98,7 +98,7 @@ def _count(config: GenerationConfig) -> int:
 
 
 def _take(values: Tensor, index: Tensor) -> Tensor:
-    """values (batch, n, length) at `index` (batch, m): (batch, m, length)."""
+    """Values (batch, n, length) at `index` (batch, m): (batch, m, length)."""
     return values.gather(1, index[:, :, None].expand(-1, -1, values.shape[2]))
 
 

@@ -85,6 +85,7 @@ class GenerationConfig:
     assistant_confidence_threshold: float | None
     prompt_lookup_num_tokens: int | None
     max_matching_ngram_size: int | None
+    max_cache_len: int | None
 
     def __init__(self, **values: Any) -> None:
         self._set(values)

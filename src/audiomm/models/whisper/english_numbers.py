@@ -275,7 +275,7 @@ class _Reader:
 
 #: What to do at each word that has to do with numbers, and the value that goes with it.
 _ACTIONS: dict[str, tuple[Callable[[_Reader, Any, _Place], None], Any]] = {
-    **{word: (_Reader.take_zero, None) for word in _ZEROS},
+    **dict.fromkeys(_ZEROS, (_Reader.take_zero, None)),
     **{word: (_Reader.take_ones, value) for word, value in _ONES.items()},
     **{word: (_Reader.take_ones_ended, value) for word, value in _ONES_ENDED.items()},
     **{word: (_Reader.take_tens, value) for word, value in _TENS.items()},

@@ -104,7 +104,8 @@ class WhisperForConditionalGeneration(GenerationMixin, WhisperSeq2Seq):
             num_segment_frames: Frames of one window; at most, and by default, the model's 3,000.
             attention_mask: (batch, frames), 0 where there is no audio. Needed for batches of long audio.
             return_segments: Return a dictionary with sequences, segments and languages.
-            return_dict_in_generate: Return a GenerateOutput, in short form without timestamps; else as above.
+            return_dict_in_generate: Return a GenerateOutput whose sequences hold prompt and end token, in short form
+                without timestamps; else as above.
             force_unique_generate_call: One pass over the first window, prompt and end token kept.
             monitor_progress: Called before each window with (batch, 2) frames done and frames in all.
             encoder_outputs: Of one window, instead of features.

@@ -151,7 +151,7 @@ class ChunkMerger:
                     )
 
     def _take_special(self, token: int) -> None:
-        code = self.tokenizer.convert_ids_to_tokens(token)[2:-2]  # type: ignore[index]
+        code = str(self.tokenizer.convert_ids_to_tokens(token))[2:-2]
         language = LANGUAGES.get(code)
         if language is None:
             return

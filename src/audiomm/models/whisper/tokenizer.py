@@ -417,8 +417,9 @@ class WhisperTokenizer(PreTrainedTokenizer):
 
     def _split_words(self, tokens: Any, language: str | None) -> list[TokenWord]:
         language = language or self.language
-        code = None if language is None else self._tokenizer.id_to_token(self.language_id(language))[2:-2]
-        return split_words(self._tokenizer, token_ids_of(tokens), code, self.eos_token_id)
+        code = None if language is None else str(self._tokenizer.id_to_token(self.language_id(language)))[2:-2]
+        ids: list[Any] = token_ids_of(tokens)
+        return split_words(self._tokenizer, ids, code, self.eos_token_id)
 
     def _decode_asr(
         self,

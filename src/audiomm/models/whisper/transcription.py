@@ -214,7 +214,11 @@ class Transcription:
         assert self.features is not None, "without features the encoder's output was passed in"
         size = self.model.config.window_frames
         windows = [fit_window(self.features[row : row + 1, :, start : start + count], size) for row, start, count in spans]
-        encoded = self.model.get_encoder()(torch.cat(windows).to(self.model.device))
+        encoded = self.model.get_encoder()(
+            torch.cat(windows).to(self.model.device),
+            output_attentions=self.config.output_attentions,
+            output_hidden_states=self.config.output_hidden_states,
+        )
         assert isinstance(encoded, BaseModelOutput), "the encoder returns a dataclass unless told otherwise"
         return encoded
 
@@ -400,7 +404,7 @@ class Transcription:
 
         Args:
             keep_prompt: Leave prompt and end token in the sequences.
-            as_output: Return everything that was collected, not the sequences alone.
+            as_output: Return everything that was collected, prompt and end token in the sequences.
 
         Raises:
             GenerationError: There is more than one window and more than one sequence is wanted.
@@ -415,13 +419,14 @@ class Transcription:
         prompts = [self._prompt(recording) for recording in self.recordings]
         output, length, _ = self._pass(encoded, prompts, self.options.temperatures[0])
         assert output.sequences is not None, "a loop always returns sequences"
-        if not keep_prompt:
-            rows = [self._before_end(row) for row in output.sequences[:, length:]]
-            output.sequences = pad_right(rows, self._pad, output.sequences.device)
-        if not as_output:
+        if as_output:
+            output.logprobs = None
+            output.encoder_hidden_states, output.encoder_attentions = encoded.hidden_states, encoded.attentions
+            return output
+        if keep_prompt:
             return output.sequences
-        output.logprobs = None
-        return output
+        rows = [self._before_end(row) for row in output.sequences[:, length:]]
+        return pad_right(rows, self._pad, output.sequences.device)
 
     def result(self, as_dict: bool) -> Tensor | dict[str, Any]:
         """The sequences of all recordings, alone or with their segments and languages."""
