@@ -1,4 +1,7 @@
-"""Write subtitles beside audio files: python examples/subtitles.py talk.mp3 --format vtt"""
+"""Write subtitles beside audio files.
+
+python examples/subtitles.py talk.mp3 --format vtt
+"""
 
 from __future__ import annotations
 

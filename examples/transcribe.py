@@ -1,4 +1,7 @@
-"""Transcribe audio files with their times: python examples/transcribe.py talk.mp3 --model openai/whisper-tiny"""
+"""Transcribe audio files with their times.
+
+python examples/transcribe.py talk.mp3 --model openai/whisper-tiny
+"""
 
 from __future__ import annotations
 

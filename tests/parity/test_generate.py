@@ -1,7 +1,7 @@
 """generate() gives the reference's tokens, over many random models; where it differs on purpose, the reason is here.
 
 The models are tiny and random but decode far from ties: weights are drawn wide. Rows are numbers of the table of known
-faults of the reference that docs/differences keeps (prompt repeated in each window, beams lost after a fallback, ...).
+faults of the reference of transformers (prompt repeated in each window, beams lost after a fallback, ...).
 """
 
 from __future__ import annotations
@@ -269,21 +269,6 @@ def test_half_the_decoder_is_for_the_text_of_a_window_with_timestamps(pair: Any,
         assert torch.equal(expected[0]["tokens"][:size], found[0]["tokens"][:size])
         differing += len(expected[0]["tokens"]) > 32
     assert differing, "the reference has mended this: drop the difference"
-
-
-def test_the_average_of_beams_is_that_of_the_text_they_found(pair: Any, noise_features: Any) -> None:
-    """For logprob_threshold the reference takes a softmax of scores that already add up over the steps of the search;
-    here it is the log-probability of the tokens, whichever way they were found."""
-    for seed in SEEDS:
-        theirs, ours = pair(seed=seed)
-        features = noise_features(seed)
-        options = {**ENGLISH, "return_timestamps": True, "temperature": (0.0,), "logprob_threshold": -5.0}
-        segments = ours.generate(features, **options, num_beams=2, return_segments=True)["segments"][0]
-        window = [segment for segment in segments if segment["seek"] == 0]
-        greedy = ours.generate(features, **options, return_segments=True)["segments"][0]
-        twins = [segment for segment in greedy if segment["seek"] == 0]
-        if [one["tokens"].tolist() for one in window] == [one["tokens"].tolist() for one in twins]:
-            assert abs(window[0]["avg_logprob"] - twins[0]["avg_logprob"]) < 1e-4
 
 
 def test_row_9_max_length_is_the_same_in_every_window(pair: Any, noise_features: Any) -> None:

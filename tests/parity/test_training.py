@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import audiomm
+
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
 
 STEPS = 3
 CLOSE = 1e-5
+
+
+@pytest.fixture
+def loaded(reference: Any, reference_model: Any, tmp_path: Path) -> Any:
+    """Makes (the reference's model, ours), both loaded from one folder and in training mode."""
+
+    def make(kind: str, seed: int, **overrides: Any) -> tuple[Any, Any]:
+        reference_model(kind, seed, **overrides).save_pretrained(tmp_path)
+        return tuple(getattr(package, kind).from_pretrained(tmp_path).train() for package in (reference, audiomm))
+
+    return make
 
 
 def relative(first: torch.Tensor, second: torch.Tensor) -> float:
@@ -56,9 +70,8 @@ def labels_of(seed: int, rows: int = 2, tokens: int = 9) -> torch.Tensor:
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_speech_to_text_trains_alike(seed: int, checkpointing: bool, pair: Any, inputs_for: Any) -> None:
-    theirs, ours = pair(seed=seed)
-    theirs.train(), ours.train()
+def test_speech_to_text_trains_alike(seed: int, checkpointing: bool, loaded: Any, inputs_for: Any) -> None:
+    theirs, ours = loaded("WhisperForConditionalGeneration", seed=seed)
     if checkpointing:
         ours.gradient_checkpointing_enable()
         assert ours.is_gradient_checkpointing
@@ -67,10 +80,9 @@ def test_speech_to_text_trains_alike(seed: int, checkpointing: bool, pair: Any, 
     compare(theirs, ours, {**inputs, "labels": labels_of(seed)})
 
 
-def test_a_frozen_encoder_gets_no_gradients_in_both(pair: Any, inputs_for: Any) -> None:
-    theirs, ours = pair(seed=3)
+def test_a_frozen_encoder_gets_no_gradients_in_both(loaded: Any, inputs_for: Any) -> None:
+    theirs, ours = loaded("WhisperForConditionalGeneration", seed=3)
     for model in (theirs, ours):
-        model.train()
         model.freeze_encoder()
     inputs = inputs_for("WhisperForConditionalGeneration", 3)
     inputs.pop("decoder_input_ids")
@@ -79,13 +91,11 @@ def test_a_frozen_encoder_gets_no_gradients_in_both(pair: Any, inputs_for: Any) 
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-def test_classification_trains_alike(weighted: bool, pair: Any, inputs_for: Any) -> None:
-    theirs, ours = pair("WhisperForAudioClassification", seed=4, num_labels=5, use_weighted_layer_sum=weighted)
-    theirs.train(), ours.train()
+def test_classification_trains_alike(weighted: bool, loaded: Any, inputs_for: Any) -> None:
+    theirs, ours = loaded("WhisperForAudioClassification", seed=4, num_labels=5, use_weighted_layer_sum=weighted)
     compare(theirs, ours, {**inputs_for("WhisperForAudioClassification", 4), "labels": torch.tensor([1, 4])})
 
 
-def test_the_decoder_alone_trains_alike(pair: Any, inputs_for: Any) -> None:
-    theirs, ours = pair("WhisperForCausalLM", seed=5)
-    theirs.train(), ours.train()
+def test_the_decoder_alone_trains_alike(loaded: Any, inputs_for: Any) -> None:
+    theirs, ours = loaded("WhisperForCausalLM", seed=5)
     compare(theirs, ours, {**inputs_for("WhisperForCausalLM", 5, tokens=9), "labels": labels_of(5)})

@@ -75,6 +75,10 @@ class FakeModel(nn.Module):
     def device(self) -> torch.device:
         return self.weight.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.weight.dtype
+
     def generate(self, features: torch.Tensor, attention_mask: torch.Tensor, **kwargs: Any) -> dict[str, Any]:
         self.calls.append({"shape": tuple(features.shape), "lengths": attention_mask.sum(1).tolist(), **kwargs})
         if "monitor_progress" in kwargs:

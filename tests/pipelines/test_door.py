@@ -95,6 +95,12 @@ def test_the_model_that_ships_with_the_package_is_the_default(loaders: dict[str,
     assert loaders["model"].calls == [("audiomm/whisper-digits", {"dtype": "auto", "device": torch.device("cpu")})]
 
 
+def test_float16_is_not_computed_in_on_a_processor_unless_asked_for(loaders: dict[str, Loader]) -> None:
+    loaders["model"].part.half()
+    assert pipeline("automatic-speech-recognition", device="cpu", dtype="float16").dtype == torch.float16
+    assert pipeline("automatic-speech-recognition", device="cpu").dtype == torch.float32
+
+
 def test_a_device_map_places_the_model_while_it_is_loaded(loaders: dict[str, Loader]) -> None:
     pipe = pipeline("automatic-speech-recognition", model="someone/model", device_map="cpu")
     assert loaders["model"].calls == [("someone/model", {"dtype": "auto", "device_map": "cpu"})]

@@ -34,6 +34,8 @@ class Options:
         prompt_condition_type: The prompt stands before the "first-segment" or before "all-segments".
         window_frames: Frames of one window.
         return_token_timestamps: Find the time of every token.
+        word_tokenizer: Find the time of every word, with this tokenizer to tell words apart; None without.
+        num_frames: (batch,) frames of audio that tokens and words lie in, where that is less than what is decoded.
     """
 
     timestamps: bool
@@ -46,6 +48,8 @@ class Options:
     prompt_condition_type: str
     window_frames: int
     return_token_timestamps: bool = False
+    word_tokenizer: Any = None
+    num_frames: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.prompt_condition_type not in {"first-segment", "all-segments"}:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from ...base.errors import GenerationError
@@ -28,6 +28,7 @@ from ...generation import (
     build_processors,
     generate_tokens,
 )
+from .alignment import alignment_heads, last_repeated, token_times
 from .config import FRAMES_PER_SECOND, WhisperConfig
 from .options import (
     RESET_TEMPERATURE,
@@ -42,6 +43,7 @@ from .options import (
     start_tokens,
 )
 from .segments import pad_left, pad_right, segment_dict, split_segments, without_closing_pair
+from .word_times import Window, add_words
 
 
 @dataclass
@@ -55,6 +57,7 @@ class Recording:
         seek: Frame at which the next window starts.
         segments: Found so far.
         history: Tokens that the next window's prompt may repeat, one tensor a segment.
+        token_times: Of each segment's tokens, in seconds since its window began, where they are asked for.
         language: Code of its language, or None where the model has no choice.
     """
 
@@ -65,6 +68,7 @@ class Recording:
     seek: int = 0
     segments: list[dict[str, Any]] = field(default_factory=list)
     history: list[Tensor] = field(default_factory=list)
+    token_times: list[Tensor] = field(default_factory=list)
     windows: int = 0
 
     @property
@@ -82,6 +86,8 @@ class WindowText:
         average_logprob: Natural log, over the tokens and the end token.
         compression_ratio: Size of the tokens' bytes over their compressed size.
         no_speech_probability: None when it was not measured.
+        is_complete: The end token came before the limit.
+        token_times: (length,) seconds since the window began, where they are asked for.
     """
 
     tokens: Tensor
@@ -89,6 +95,8 @@ class WindowText:
     average_logprob: float
     compression_ratio: float
     no_speech_probability: float | None
+    is_complete: bool = True
+    token_times: Tensor | None = None
 
 
 @dataclass
@@ -105,9 +113,13 @@ class Transcriber(Protocol):
 
     config: WhisperConfig
     device: torch.device
+    proj_out: nn.Linear
 
     def get_encoder(self) -> Any:
         """The encoder: windows (batch, mel bins, frames) to hidden states."""
+
+    def get_decoder(self) -> Any:
+        """The decoder: token ids and the encoder's output to hidden states."""
 
     def detect_language(self, *, encoder_outputs: Any, generation_config: GenerationConfig) -> Tensor:
         """(batch,) language tokens."""
@@ -188,8 +200,12 @@ class Transcription:
             if monitor is not None:
                 monitor(torch.tensor([[min(one.seek, one.end), one.end] for one in self.recordings]))
             encoded = self._windows(active)
-            for recording, text in zip(active, self._decode_with_fallback(encoded, active), strict=True):
-                self._take(recording, text)
+            texts = self._decode_with_fallback(encoded, active)
+            if self.options.return_token_timestamps:
+                self._time_tokens(encoded, active, texts)
+            windows = [self._take(recording, text) for recording, text in zip(active, texts, strict=True)]
+            if self.options.word_tokenizer is not None:
+                add_words(self.model, encoded, windows, self.options.word_tokenizer, self._heads)
 
     def _windows(self, active: list[Recording]) -> BaseModelOutput:
         """The encoder's output for the next window of each recording."""
@@ -251,37 +267,72 @@ class Transcription:
         certain = options.logprob_threshold is not None and text.average_logprob > options.logprob_threshold
         return text.no_speech_probability > options.no_speech_threshold and not certain
 
-    def _take(self, recording: Recording, text: WindowText) -> None:
+    def _time_tokens(self, encoded: BaseModelOutput, active: list[Recording], texts: list[WindowText]) -> None:
+        """Find when each token of each window was said."""
+        hidden = encoded.last_hidden_state
+        assert hidden is not None, "an encoder always returns its last hidden state"
+        times = token_times(
+            self.model,
+            hidden,
+            [self._prompt(recording) for recording in active],
+            [(text.tokens if text.is_complete else text.tokens[:-1]).tolist() for text in texts],
+            [self._frames_with_audio(recording) for recording in active],
+            self._heads,
+        )
+        for text, found in zip(texts, times, strict=True):
+            text.token_times = last_repeated(found, len(text.tokens))
+
+    def _frames_with_audio(self, recording: Recording) -> int:
+        """Frames of the next window that tokens and words can lie in."""
+        end = recording.end
+        if self.options.num_frames is not None:
+            end = min(end, self.options.num_frames[recording.row])
+        return min(max(end - recording.seek, 1), self.options.window_frames)
+
+    def _take(self, recording: Recording, text: WindowText) -> Window:
         """Add a window's text to its recording and move on to the next window."""
         frames = min(recording.end - recording.seek, self.options.window_frames)
+        window = Window(
+            first_frame=recording.seek,
+            frames=self._frames_with_audio(recording),
+            start_tokens=recording.start_tokens,
+            language=recording.language,
+            speech_end_seconds=float(recording.segments[-1]["end"]) if recording.segments else 0.0,
+        )
         recording.windows += 1
         if self._is_silence(text):
             recording.seek += frames
-            return
+            return window
         if self.options.timestamps:
             offset = recording.seek / FRAMES_PER_SECOND
             split = split_segments(text.tokens, self.timestamp_begin, frames, offset_seconds=offset)
             pieces, advance = split.segments, split.advance
         else:
             pieces, advance = [(0.0, recording.end / FRAMES_PER_SECOND, text.tokens)], frames
+        first = 0
         for start, end, tokens in pieces:
-            recording.segments.append(
-                segment_dict(
-                    start,
-                    end,
-                    tokens,
-                    seek=recording.seek,
-                    temperature=text.temperature,
-                    avg_logprob=text.average_logprob,
-                    compression_ratio=text.compression_ratio,
-                    no_speech_prob=text.no_speech_probability,
-                    language=recording.language,
-                )
+            segment = segment_dict(
+                start,
+                end,
+                tokens,
+                seek=recording.seek,
+                temperature=text.temperature,
+                avg_logprob=text.average_logprob,
+                compression_ratio=text.compression_ratio,
+                no_speech_prob=text.no_speech_probability,
+                language=recording.language,
             )
+            if text.token_times is not None:
+                recording.token_times.append(text.token_times[first : first + len(tokens)])
+                segment["token_timestamps"] = recording.token_times[-1] + recording.seek / FRAMES_PER_SECOND
+            first += len(tokens)
+            window.segments.append(segment)
             recording.history.append(without_closing_pair(tokens, self.timestamp_begin))
+        recording.segments += window.segments
         if text.temperature > RESET_TEMPERATURE:
             recording.history.clear()
         recording.seek += advance
+        return window
 
     # ------------------------------------------------------------------ one pass over some windows
 
@@ -306,6 +357,7 @@ class Transcription:
                     average_logprob=averages[place],
                     compression_ratio=compression_ratio(tokens, self.model.config.vocab_size),
                     no_speech_probability=None if silences is None else silences[place],
+                    is_complete=len(tokens) < len(row),
                 )
             )
         return texts

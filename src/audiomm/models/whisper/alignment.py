@@ -1,0 +1,281 @@
+"""Where in the audio each token is: cross-attention of a few heads, smoothed, and a path through it.
+
+Some heads of a trained decoder look at the audio of the word they write. One more pass over text that is known already,
+all tokens at once, gives their attention; dynamic time warping finds the cheapest way through it that never goes back.
+Source: arXiv:2212.04356 and OpenAI's `timing`; the heads are `alignment_heads` of the generation config.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ...base.errors import GenerationError
+from ...generation import GenerationConfig
+from .config import FRAMES_PER_POSITION, FRAMES_PER_SECOND, WhisperConfig
+
+#: Seconds that one position of the encoder's output stands for.
+SECONDS_PER_POSITION = FRAMES_PER_POSITION / FRAMES_PER_SECOND
+
+#: Windows that are aligned together; bounds what the heads' weights take to about 30 MB a window of the largest model.
+WINDOWS_AT_ONCE = 8
+
+_DIAGONAL, _UP, _LEFT = 0, 1, 2
+
+Heads = tuple[tuple[int, int], ...]
+
+
+class AlignedModel(Protocol):
+    """What finding times asks of a model."""
+
+    config: WhisperConfig
+    proj_out: nn.Linear
+
+    def get_decoder(self) -> Any:
+        """The decoder: token ids and the encoder's output to hidden states."""
+
+
+def alignment_heads(config: GenerationConfig, model: WhisperConfig) -> Heads:
+    """The (decoder layer, head) pairs whose attention tells where words are.
+
+    Without `alignment_heads` in the generation config these are all heads of the later half of the layers.
+
+    Raises:
+        GenerationError: `alignment_heads` names a head that the model does not have.
+    """
+    layers, heads = model.decoder_layers, model.decoder_attention_heads
+    given = getattr(config, "alignment_heads", None)
+    if not given:
+        return tuple((layer, head) for layer in range(layers // 2, layers) for head in range(heads))
+    chosen = []
+    for pair in given:
+        layer, head = (int(index) for index in pair)
+        if not (0 <= layer < layers and 0 <= head < heads):
+            raise GenerationError(
+                f"alignment_heads of the generation config holds {[layer, head]}, but the decoder has layers 0 to "
+                f"{layers - 1} with heads 0 to {heads - 1}: take the list that belongs to this model."
+            )
+        chosen.append((layer, head))
+    return tuple(chosen)
+
+
+# ---------------------------------------------------------------------- the pass over known text
+
+
+class _Scores:
+    """Collects, while the decoder runs, what the queries of some cross-attention heads find in the audio.
+
+    The projections of the attention are watched from outside: the decoder keeps its fused kernels, and no other head's
+    weights are ever made.
+    """
+
+    def __init__(self, decoder: Any, heads: Heads) -> None:
+        self.decoder, self.heads = decoder, heads
+        self.found: dict[int, Tensor] = {}
+        self._keys: dict[int, Tensor] = {}
+        self._hooks = ExitStack()
+        # Another thread may be generating with the same model.
+        self._thread = threading.get_ident()
+
+    def __enter__(self) -> _Scores:
+        for layer in dict.fromkeys(layer for layer, _ in self.heads):
+            attention = self.decoder.layers[layer].encoder_attn
+            chosen = [head for place, head in self.heads if place == layer]
+            keys = attention.k_proj.register_forward_hook(self._hook(self._keep_keys, layer, attention, chosen))
+            queries = attention.q_proj.register_forward_hook(self._hook(self._keep_scores, layer, attention, chosen))
+            self._hooks.callback(keys.remove)
+            self._hooks.callback(queries.remove)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._hooks.close()
+
+    def _hook(self, keep: Any, layer: int, attention: Any, chosen: list[int]) -> Any:
+        def hook(module: nn.Module, arguments: Any, projected: Tensor) -> None:
+            if threading.get_ident() == self._thread:
+                # (rows, length, width) to (rows, chosen heads, length, head_dim)
+                heads = projected.unflatten(-1, (attention.heads, attention.head_dim))[:, :, chosen]
+                keep(layer, attention.scale, heads.transpose(1, 2).float())
+
+        return hook
+
+    def _keep_keys(self, layer: int, scale: float, keys: Tensor) -> None:
+        self._keys[layer] = keys
+
+    def _keep_scores(self, layer: int, scale: float, queries: Tensor) -> None:
+        self.found[layer] = (queries * scale) @ self._keys.pop(layer).transpose(-1, -2)
+
+    def stacked(self) -> Tensor:
+        """(rows, alignment heads, tokens, positions) of float32."""
+        return torch.cat([self.found[layer] for layer in sorted(self.found)], dim=1)
+
+
+def read_again(model: AlignedModel, encoded: Tensor, rows: Sequence[Sequence[int]], heads: Heads) -> tuple[Tensor, Tensor]:
+    """Pass known texts through the decoder, all tokens at once.
+
+    Args:
+        model: Whose decoder reads.
+        encoded: (rows, positions, d_model) output of the encoder.
+        rows: Token ids of each row, prompt included; shorter rows are padded at the right, which no token sees.
+        heads: Of whose attention the scores are wanted.
+
+    Returns:
+        Scores before softmax (rows, heads, tokens, positions) in float32, and hidden states (rows, tokens, d_model).
+    """
+    longest = max(len(row) for row in rows)
+    tokens = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=encoded.device)
+    decoder = model.get_decoder()
+    with _Scores(decoder, heads) as scores:
+        output = decoder(
+            tokens,
+            encoder_hidden_states=encoded,
+            use_cache=False,
+            output_attentions=False,
+            output_hidden_states=False,
+            return_dict=True,
+        )
+    return scores.stacked(), output.last_hidden_state
+
+
+# ---------------------------------------------------------------------- from weights to a path
+
+
+def smoothed(weights: Tensor, filter_width: int) -> np.ndarray:
+    """Attention weights of several heads made one clean picture.
+
+    Each position is compared over the tokens (zero mean, unit deviation), outliers go with a median filter along the
+    audio, and the heads are averaged.
+
+    Args:
+        weights: (heads, tokens, positions) of float32.
+        filter_width: Positions that the median is of; odd.
+
+    Returns:
+        (tokens, positions) of float64.
+    """
+    deviation = weights.std(dim=-2, keepdim=True, unbiased=False)
+    centred = weights - weights.mean(dim=-2, keepdim=True)
+    # A single token, or one that looks like all others, says nothing about where it is.
+    normal = torch.where(deviation > 0, centred / deviation, torch.zeros_like(centred))
+    return median_filter(normal, filter_width).mean(dim=0).double().cpu().numpy()
+
+
+def median_filter(values: Tensor, width: int) -> Tensor:
+    """The median of `width` (odd) neighbours along the last dimension, which is reflected at its ends."""
+    side = width // 2
+    if width == 1 or values.shape[-1] <= side:
+        return values
+    padded = functional.pad(values, (side, side), mode="reflect")
+    # One head at a time: unfolding makes `width` copies.
+    return torch.stack([one.unfold(-1, width, 1).sort(dim=-1).values[..., side] for one in padded])
+
+
+def dynamic_time_warping(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The cheapest path from the first to the last corner of a matrix: right, down or both at once.
+
+    Cells of one anti-diagonal do not need each other, so a whole one is computed at a time. Where predecessors cost
+    the same, the path comes from the left, as in the reference's loop for CPUs.
+
+    Args:
+        cost: (rows, columns), neither empty.
+
+    Returns:
+        Row and column indices of the path, first cell first.
+    """
+    rows, columns = cost.shape
+    row, column = np.indices(cost.shape)
+    slanted = np.full((rows + columns - 1, rows), np.inf)
+    slanted[row + column, row] = cost
+    came_from = np.full((rows + columns + 1, rows + 1), _LEFT, dtype=np.int8)
+    # Sums live in a frame one cell wide; index i of an anti-diagonal is its cell in row i of the frame. float32 sums
+    # are what ties are counted in by the references.
+    before = np.full(rows + 1, np.inf, dtype=np.float32)
+    last = before.copy()
+    before[0] = 0.0
+    for diagonal in range(2, rows + columns + 1):
+        first, end = max(1, diagonal - columns), min(rows, diagonal - 1) + 1
+        across, up, left = before[first - 1 : end - 1], last[first - 1 : end - 1], last[first:end]
+        is_across, is_up = (across < up) & (across < left), (up < across) & (up < left)
+        came_from[diagonal, first:end] = np.where(is_across, _DIAGONAL, np.where(is_up, _UP, _LEFT))
+        total = np.full(rows + 1, np.inf, dtype=np.float32)
+        total[first:end] = slanted[diagonal - 2, first - 1 : end - 1] + np.where(is_across, across, np.where(is_up, up, left))
+        before, last = last, total
+    return _walk_back(came_from, rows, columns)
+
+
+def _walk_back(came_from: np.ndarray, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
+    path = []
+    row, column = rows, columns
+    while row > 0 and column > 0:
+        path.append((row - 1, column - 1))
+        move = came_from[row + column, row]
+        row -= move != _LEFT
+        column -= move != _UP
+    found = np.array(path[::-1])
+    return found[:, 0], found[:, 1]
+
+
+def first_positions(picture: np.ndarray) -> np.ndarray:
+    """The first position on the path of each token, from a smoothed picture (tokens, positions)."""
+    rows, columns = dynamic_time_warping(-picture)
+    return columns[np.diff(rows, prepend=-1) > 0]
+
+
+# ---------------------------------------------------------------------- times of tokens
+
+
+def token_times(
+    model: AlignedModel,
+    encoded: Tensor,
+    prompts: Sequence[Sequence[int]],
+    texts: Sequence[Sequence[int]],
+    frames: Sequence[int],
+    heads: Heads,
+) -> list[Tensor]:
+    """When each generated token ends, in the scheme of transformers.
+
+    A token's row is the one that reads it, and its time is where the path enters that row.
+
+    Args:
+        model: Whose decoder reads.
+        encoded: (windows, positions, d_model) output of the encoder.
+        prompts: What each text followed.
+        texts: Generated tokens of each window.
+        frames: Frames of audio in each window; no time is after them.
+        heads: From `alignment_heads`.
+
+    Returns:
+        For each window (tokens,) seconds since it began, float32.
+    """
+    times = [torch.zeros(len(text)) for text in texts]
+    spoken = [index for index, text in enumerate(texts) if len(text)]
+    for start in range(0, len(spoken), WINDOWS_AT_ONCE):
+        group = spoken[start : start + WINDOWS_AT_ONCE]
+        rows = [[*prompts[index], *texts[index]] for index in group]
+        scores, _ = read_again(model, encoded[group], rows, heads)
+        for index, row, score in zip(group, rows, scores, strict=True):
+            own = score[:, len(prompts[index]) : len(row)].softmax(dim=-1)
+            picture = smoothed(own[..., : positions_of(frames[index])], model.config.median_filter_width)
+            times[index] = torch.from_numpy(first_positions(picture) * SECONDS_PER_POSITION).float()
+    return times
+
+
+def last_repeated(times: Tensor, count: int) -> Tensor:
+    """(count,) times, the last one repeated where there are fewer; 0.0 where there are none."""
+    missing = times[-1:].expand(count - len(times)) if len(times) else times.new_zeros(count)
+    return torch.cat([times, missing])
+
+
+def positions_of(frames: int) -> int:
+    """Encoder positions in some frames; at least one."""
+    return max(frames // FRAMES_PER_POSITION, 1)

@@ -1,0 +1,282 @@
+"""When each word is said: from tokens on a path through the audio to words that a subtitle can use.
+
+The text of a window is read once more without its timestamps; a word begins where the path enters the row that writes
+its first token, and ends where the next one begins. Rules of thumb then shorten words that swallowed a pause.
+Source: OpenAI's `timing`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...base.outputs import BaseModelOutput
+from .alignment import (
+    SECONDS_PER_POSITION,
+    WINDOWS_AT_ONCE,
+    AlignedModel,
+    Heads,
+    first_positions,
+    positions_of,
+    read_again,
+    smoothed,
+)
+from .config import FRAMES_PER_SECOND
+from .words import PREPEND_PUNCTUATIONS, TokenWord, merge_punctuations, split_words
+
+#: Words are not expected to be longer than twice this, whatever the median of their window is.
+LONGEST_MEDIAN_SECONDS = 0.7
+#: A word further outside its segment than this is moved, and not the segment.
+SEGMENT_TOLERANCE_SECONDS = 0.5
+#: A pause of more than this many median words before a segment makes its first word suspect.
+PAUSE_IN_WORDS = 4
+
+_SENTENCE_ENDS = ".。!！?？"
+
+
+@dataclass
+class Window:
+    """A decoded window, and what finding its words takes.
+
+    Attributes:
+        first_frame: Where it starts in its recording.
+        frames: Frames of audio in it; no word is after them.
+        start_tokens: What its text followed, without earlier text.
+        language: Code of its language; None counts as one with spaces between words.
+        speech_end_seconds: End of what was said before it.
+        segments: Found in it: dicts with "start", "end" (seconds) and "tokens".
+    """
+
+    first_frame: int
+    frames: int
+    start_tokens: list[int]
+    language: str | None = None
+    speech_end_seconds: float = 0.0
+    segments: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def offset_seconds(self) -> float:
+        return self.first_frame / FRAMES_PER_SECOND
+
+
+@dataclass
+class _Word:
+    """A word while its times are worked out, in seconds since its window began."""
+
+    text: str
+    start: float
+    end: float
+    probability: float
+
+    @property
+    def seconds(self) -> float:
+        return self.end - self.start
+
+
+@dataclass(frozen=True)
+class _Durations:
+    """How long words of a window usually are, and how long they may be."""
+
+    usual: float
+    longest: float
+
+
+def add_words(
+    model: AlignedModel, encoded: BaseModelOutput, windows: Sequence[Window], tokenizer: Any, heads: Heads
+) -> None:
+    """Give each segment its "words", and let it start and end with them; see `find_words`."""
+    hidden = encoded.last_hidden_state
+    assert hidden is not None, "an encoder always returns its last hidden state"
+    for window, found in zip(windows, find_words(model, hidden, windows, tokenizer, heads), strict=True):
+        for segment, words in zip(window.segments, found, strict=True):
+            segment["words"] = words
+            if words:
+                segment["start"] = torch.tensor(words[0]["start"], dtype=torch.float64)
+                segment["end"] = torch.tensor(words[-1]["end"], dtype=torch.float64)
+
+
+@torch.no_grad()
+def find_words(
+    model: AlignedModel, encoded: Tensor, windows: Sequence[Window], tokenizer: Any, heads: Heads
+) -> list[list[list[dict[str, Any]]]]:
+    """Find when the words of some windows were said.
+
+    Args:
+        model: Whose decoder reads the text again.
+        encoded: (windows, positions, d_model) output of the encoder.
+        windows: With their segments.
+        tokenizer: Tells words and special tokens apart.
+        heads: From `alignment_heads`.
+
+    Returns:
+        For each window, for each segment, its words: {"word" (with the space before it), "start", "end" (seconds of
+        the recording, two decimals), "probability" (mean of its tokens')}. Words are in order, do not overlap, and lie
+        in their window.
+    """
+    texts = [[_text_of(segment["tokens"], tokenizer) for segment in window.segments] for window in windows]
+    found: list[list[list[dict[str, Any]]]] = [[[] for _ in window.segments] for window in windows]
+    spoken = [index for index, text in enumerate(texts) if any(text)]
+    for start in range(0, len(spoken), WINDOWS_AT_ONCE):
+        group = spoken[start : start + WINDOWS_AT_ONCE]
+        tokens = [[token for text in texts[index] for token in text] for index in group]
+        edges = _edges(model, encoded[group], [windows[index] for index in group], tokens, tokenizer, heads)
+        for index, (times, probabilities) in zip(group, edges, strict=True):
+            words = _timed(windows[index], texts[index], times, probabilities, tokenizer)
+            found[index] = _finished(windows[index], words)
+    return found
+
+
+def _text_of(tokens: Any, tokenizer: Any) -> list[int]:
+    """Token ids without special ones and timestamps."""
+    special, begin = set(tokenizer.all_special_ids), tokenizer.timestamp_begin
+    return [token for token in torch.as_tensor(tokens).tolist() if token < begin and token not in special]
+
+
+# ---------------------------------------------------------------------- edges of tokens
+
+
+def _edges(
+    model: AlignedModel,
+    encoded: Tensor,
+    windows: Sequence[Window],
+    texts: Sequence[list[int]],
+    tokenizer: Any,
+    heads: Heads,
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """For each window: where tokens begin, with the end of the last one (tokens + 1,) in seconds, and probabilities."""
+    without_times = tokenizer.timestamp_begin - 1
+    starts = [[*(token for token in one.start_tokens if token != without_times), without_times] for one in windows]
+    rows = [[*start, *text, tokenizer.eos_token_id] for start, text in zip(starts, texts, strict=True)]
+    # The end token is there for comparison only; it may be one more than the decoder has places.
+    rows = [row[: model.config.max_target_positions] for row in rows]
+    scores, hidden = read_again(model, encoded, rows, heads)
+    is_text = torch.ones(model.config.vocab_size, dtype=torch.bool, device=hidden.device)
+    is_text[tokenizer.timestamp_begin :] = False
+    is_text[[token for token in tokenizer.all_special_ids if token < len(is_text)]] = False
+    edges = []
+    for index, (window, text) in enumerate(zip(windows, texts, strict=True)):
+        # Row by row: the one before a text token writes it.
+        writers = slice(len(starts[index]) - 1, len(starts[index]) + len(text))
+        weights = scores[index, :, : len(rows[index]), : positions_of(window.frames)].softmax(dim=-1)
+        picture = smoothed(weights, model.config.median_filter_width)[writers]
+        logits = model.proj_out(hidden[index, writers][:-1]).float().masked_fill(~is_text, -torch.inf)
+        chosen = torch.tensor(text, device=logits.device)[:, None]
+        probabilities = logits.softmax(dim=-1).gather(1, chosen)[:, 0]
+        edges.append((first_positions(picture) * SECONDS_PER_POSITION, probabilities.cpu().numpy()))
+    return edges
+
+
+# ---------------------------------------------------------------------- words
+
+
+def _timed(
+    window: Window, texts: Sequence[list[int]], times: np.ndarray, probabilities: np.ndarray, tokenizer: Any
+) -> list[list[_Word]]:
+    """The words of each segment, punctuation still apart and then joined, with times."""
+    segments: list[list[tuple[TokenWord, _Word]]] = []
+    first = 0
+    for text in texts:
+        pieces = split_words(tokenizer.backend_tokenizer, text, window.language, tokenizer.eos_token_id)
+        timed = []
+        for piece in pieces:
+            begin, end = first + piece.indices[0], first + piece.indices[-1] + 1
+            word = _Word(piece.text, float(times[begin]), float(times[end]), float(probabilities[begin:end].mean()))
+            timed.append((piece, word))
+        segments.append(timed)
+        first += len(text)
+    durations = _durations([word for segment in segments for _, word in segment])
+    _cut_at_sentence_ends([word for segment in segments for _, word in segment], durations)
+    return [_with_punctuation(segment) for segment in segments]
+
+
+def _with_punctuation(timed: Sequence[tuple[TokenWord, _Word]]) -> list[_Word]:
+    """Words with their punctuation joined to them, which leaves their times as they were."""
+    words = []
+    components = iter(timed)
+    for merged in merge_punctuations([piece for piece, _ in timed]):
+        parts: list[tuple[TokenWord, _Word]] = []
+        while sum(len(piece.tokens) for piece, _ in parts) < len(merged.tokens):
+            parts.append(next(components))
+        # Opening marks come first; what follows the word itself closes it.
+        core = next((word for piece, word in parts if not _opens(piece)), parts[-1][1])
+        words.append(_Word(merged.text, core.start, core.end, core.probability))
+    return words
+
+
+def _opens(piece: TokenWord) -> bool:
+    return piece.text.startswith(" ") and piece.text.strip() in PREPEND_PUNCTUATIONS
+
+
+def _durations(words: Sequence[_Word]) -> _Durations:
+    lengths = [word.seconds for word in words if word.seconds > 0]
+    usual = min(LONGEST_MEDIAN_SECONDS, float(np.median(lengths))) if lengths else 0.0
+    return _Durations(usual, 2 * usual)
+
+
+def _cut_at_sentence_ends(words: Sequence[_Word], durations: _Durations) -> None:
+    """Shorten marks that end a sentence, and words right after one: a pause between sentences falls to them."""
+    for before, word in pairwise(words):
+        if word.seconds <= durations.longest:
+            continue
+        if word.text in _SENTENCE_ENDS:
+            word.end = word.start + durations.longest
+        elif before.text in _SENTENCE_ENDS:
+            word.start = word.end - durations.longest
+
+
+def _finished(window: Window, segments: Sequence[list[_Word]]) -> list[list[dict[str, Any]]]:
+    """Words of each segment in seconds of the recording: pauses taken out of them, in order and inside the window."""
+    durations = _durations([word for words in segments for word in words])
+    offset, latest = window.offset_seconds, window.speech_end_seconds
+    limit = offset + window.frames / FRAMES_PER_SECOND
+    finished = []
+    for segment, words in zip(window.segments, segments, strict=True):
+        for word in words:
+            word.start, word.end = word.start + offset, word.end + offset
+        if words:
+            _shorten_after_pause(words, latest, durations)
+            _keep_near_segment(words, float(segment["start"]), float(segment["end"]), durations)
+        for word in words:
+            word.start = min(max(word.start, latest), limit)
+            word.end = latest = min(max(word.end, word.start), limit)
+        finished.append(
+            [
+                {
+                    "word": word.text,
+                    "start": round(word.start, 2),
+                    "end": round(word.end, 2),
+                    "probability": word.probability,
+                }
+                for word in words
+            ]
+        )
+    return finished
+
+
+def _shorten_after_pause(words: Sequence[_Word], speech_end: float, durations: _Durations) -> None:
+    """Shorten the first and the second word after a pause that they reach back into."""
+    first = words[0]
+    if first.end - speech_end <= PAUSE_IN_WORDS * durations.usual:
+        return
+    second = words[1] if len(words) > 1 else None
+    is_pair_long = second is not None and second.end - first.start > 2 * durations.longest
+    if first.seconds <= durations.longest and not is_pair_long:
+        return
+    if second is not None and second.seconds > durations.longest:
+        first.end = second.start = second.end - durations.longest
+    first.start = max(0.0, first.end - durations.longest)
+
+
+def _keep_near_segment(words: Sequence[_Word], start: float, end: float, durations: _Durations) -> None:
+    """Trust the segment's times where its first or last word reaches far out of it."""
+    first, last = words[0], words[-1]
+    if first.start < start - SEGMENT_TOLERANCE_SECONDS and start < first.end:
+        first.start = max(0.0, min(first.end - durations.usual, start))
+    if last.end > end + SEGMENT_TOLERANCE_SECONDS and end > last.start:
+        last.end = max(last.start + durations.usual, end)
