@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import digit_strings as ds
-from transformers import WhisperConfig
+from audiomm import WhisperConfig
 
 BYTES = 256
 LETTER_MERGES = [(word[:i], word[i]) for word in ds.WORDS for i in range(1, len(word))]

@@ -41,7 +41,7 @@ from digit_checkpoint import (
     model_config,
     save_model,
 )
-from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
+from audiomm import WhisperFeatureExtractor, WhisperForConditionalGeneration
 
 IGNORE = -100
 ORDERS = 64  # classes of "the how manieth digit is this"
@@ -92,7 +92,7 @@ class Batches:
         progress, dice = self.clock.progress(), rng.random()
         if progress < 0.12:
             return float(rng.choice([2.0, 3.0])), 12
-        whole = 0.0 if progress < 0.5 else 0.2 if progress < 0.7 else 0.5
+        whole = 0.0 if progress < 0.65 else 0.1 if progress < 0.8 else 0.4
         if dice < whole:
             return ds.WINDOW_SECONDS, 8
         if dice < whole + 0.2:
@@ -101,7 +101,7 @@ class Batches:
 
     def batch(self, maker: ds.WindowMaker, features: ds.LogMel, rng: np.random.Generator) -> dict[str, Tensor]:
         seconds, size = self.shape(rng)
-        maker.difficulty = features.difficulty = min(0.1 + self.clock.progress() / 0.3, 1.0)
+        maker.difficulty = features.difficulty = min(0.1 + self.clock.progress(), 1.0)
         length = int(seconds * ds.FRAMES_PER_SECOND)
         prompted, windows, rows, offsets = rng.random() < 0.15, [], [], []
         for _ in range(size):
@@ -171,6 +171,22 @@ class Clock:
         return self.done + (1 - self.done) * min((time.time() - self.start) / (self.minutes * 60), 1.0)
 
 
+def look_back(query: nn.Linear, key: nn.Linear, frames: int, gain: float = 1.8) -> None:
+    """Let the first 64 dimensions of an encoder layer's attention look softly at what was heard `frames` earlier.
+
+    The key of a position is its own sines and cosines, the query those of the earlier position (a rotation of them).
+    """
+    half = query.in_features // 2
+    pairs = torch.arange(9, 41)
+    angle = torch.exp(-math.log(10000) * pairs / (half - 1)) * -frames
+    rows = torch.arange(32)
+    query.weight[:64], key.weight[:64], query.bias[:64] = 0.0, 0.0, 0.0
+    key.weight[rows, pairs] = key.weight[rows + 32, half + pairs] = gain
+    query.weight[rows, pairs] = query.weight[rows + 32, half + pairs] = gain * angle.cos()
+    query.weight[rows, half + pairs] = gain * angle.sin()
+    query.weight[rows + 32, pairs] = -gain * angle.sin()
+
+
 class Student(nn.Module):
     """The Whisper model with a frame classifier and a view of its guided cross-attention heads."""
 
@@ -189,18 +205,22 @@ class Student(nn.Module):
 
     @torch.no_grad()
     def start_values(self) -> None:
-        """Larger first weights than Whisper's own, so that a small model learns in minutes."""
+        """First weights that let a small model learn in minutes: positions stay readable, some heads look back."""
         model = self.whisper.model
-        for stack in (model.encoder, model.decoder):
+        for stack, quiet in ((model.encoder, 0.3), (model.decoder, 1.0)):
             for name, module in stack.named_modules():
                 if isinstance(module, (nn.Linear, nn.Conv1d)):
                     scale = (2.0 if isinstance(module, nn.Conv1d) else 1.0) / module.weight[0].numel()
                     last = name.endswith(("out_proj", "fc2"))
                     module.weight.normal_(std=math.sqrt(scale / (2 * len(stack.layers) if last else 1)))
+                    if last or name == "conv2":
+                        module.weight.mul_(quiet)
         model.decoder.embed_tokens.weight.normal_(std=0.05)
         table = model.encoder.embed_positions.weight  # timestamps start with the geometry of the encoder's positions
         model.decoder.embed_tokens.weight[FIRST_TIME : FIRST_TIME + 1500] = table * 0.08
         model.decoder.embed_positions.weight.normal_(std=0.02)
+        for layer in model.encoder.layers[1:]:
+            look_back(layer.self_attn.q_proj, layer.self_attn.k_proj, frames=26)
 
     def encode(self, features: Tensor, positions: Tensor) -> Tensor:
         """The encoder on a window of any length, at any place of the table of positions."""
@@ -240,12 +260,13 @@ class Student(nn.Module):
                 "times": ((best - labels).abs() <= 2)[is_time].float().mean(),
                 "frames": (frame_scores.argmax(-1) == batch["frames"]).float().mean(),
             }
-        past = F.cross_entropy(
-            self.past_heads(heard).float().view(-1, len(ds.WORDS) + 1), batch["past"].flatten(), ignore_index=IGNORE
-        )
+        past_scores = self.past_heads(heard).float().view(-1, len(ds.WORDS) + 1)
+        past = F.cross_entropy(past_scores, batch["past"].flatten(), ignore_index=IGNORE)
         reading = self.reading(heard, batch)
-        losses = {"text": text, "stamp": stamp, "frame": frame, "order": order, "guide": guide, "reading": reading, "past": past}
-        return {"loss": text + 0.5 * stamp + frame + 0.3 * order + past + guide + 0.5 * reading, **losses, **stats}
+        losses = {"text": text, "stamp": stamp, "frame": frame, "order": order, "past": past, "guide": guide}
+        weights = {"stamp": 0.5, "order": 0.3}
+        loss = sum(weights.get(name, 1.0) * value for name, value in losses.items()) + 0.5 * reading
+        return {"loss": loss, **losses, "reading": reading, **stats}
 
     def reading(self, heard: Tensor, batch: dict[str, Tensor]) -> Tensor:
         """What the guided heads of the last layer would write if they looked at one frame only: its time, its word."""
@@ -256,7 +277,8 @@ class Student(nn.Module):
         seen = torch.zeros_like(values)
         for head in (head for layer, head in GUIDED if layer == len(decoder.layers) - 1):
             seen[:, head * size : (head + 1) * size] = values[:, head * size : (head + 1) * size]
-        scores = F.linear(decoder.layer_norm(attention.out_proj(seen)), decoder.embed_tokens.weight[WORD_TOKEN:]).float()
+        hidden = decoder.layer_norm(attention.out_proj(seen))
+        scores = F.linear(hidden, decoder.embed_tokens.weight[WORD_TOKEN:]).float()
         digits = batch["frames"].flatten()[chosen]
         digits = digits.masked_fill(digits == ds.SILENCE, IGNORE)
         digits[0] = digits[0].clamp(min=0)  # never nothing to learn

@@ -79,7 +79,7 @@ _PUBLIC = {
         "WhisperTokenizer",
         "WhisperTokenizerFast",
     ),
-    "pipelines": ("AutomaticSpeechRecognitionPipeline", "pipeline"),
+    "pipelines": ("AudioClassificationPipeline", "AutomaticSpeechRecognitionPipeline", "pipeline"),
 }
 
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}

@@ -32,6 +32,12 @@ KNOWN = {
         "fallback_compression": "the reference searches with one beam after the first fallback, for all later windows",
         "prompt_first": "the reference puts a first-segment prompt before every window",
     },
+    "asr_pipeline/model": {
+        "long_sequential": "the reference guesses times from the token stream and leaves the last end open",
+        "chunked_no_stride": "the reference gives an empty chunk that ends before it starts",
+        "chunked_pause": "the reference leaves the last end open; here it is the end of the audio, and marked",
+        "many": "the reference goes on into the padding and leaves the last end open",
+    },
 }
 
 

@@ -12,13 +12,29 @@ from typing import Any
 
 import torch
 
-from ..auto import AutoConfig, AutoFeatureExtractor, AutoModelForSpeechSeq2Seq, AutoProcessor, AutoTokenizer
+from ..auto import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModelForAudioClassification,
+    AutoModelForSpeechSeq2Seq,
+    AutoProcessor,
+    AutoTokenizer,
+)
 from ..base.errors import InputError
+from .audio_classification import AudioClassificationPipeline
 from .base import Pipeline, resolve_device
 from .speech_recognition import AutomaticSpeechRecognitionPipeline
 from .writers import get_writer
 
-__all__ = ["TASKS", "AutomaticSpeechRecognitionPipeline", "Pipeline", "Task", "get_writer", "pipeline"]
+__all__ = [
+    "TASKS",
+    "AudioClassificationPipeline",
+    "AutomaticSpeechRecognitionPipeline",
+    "Pipeline",
+    "Task",
+    "get_writer",
+    "pipeline",
+]
 
 _HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "force_download")
 
@@ -31,18 +47,23 @@ class Task:
         pipeline_class: What `pipeline` returns.
         model_class: Loads a model for it.
         families: Values of `model_type` in a config that make this the task of a model when none is named.
-        default_model: The model when none is named.
+        default_model: The model when none is named; None where one must be.
+        parts: What is loaded beside the model.
     """
 
     pipeline_class: type[Pipeline]
     model_class: Any
     families: tuple[str, ...]
-    default_model: str
+    default_model: str | None
+    parts: tuple[str, ...] = ("tokenizer", "feature_extractor")
 
 
 TASKS = {
     "automatic-speech-recognition": Task(
         AutomaticSpeechRecognitionPipeline, AutoModelForSpeechSeq2Seq, ("whisper",), "audiomm/whisper-digits"
+    ),
+    "audio-classification": Task(
+        AudioClassificationPipeline, AutoModelForAudioClassification, (), None, ("feature_extractor",)
     ),
 }
 
@@ -101,6 +122,8 @@ def pipeline(
     if device is not None and device_map is not None:
         raise InputError(f"device={device!r} and device_map={device_map!r} exclude each other; pass one of them.")
     if model is None:
+        if row.default_model is None:
+            raise InputError(f"task={task!r} has no model of its own: pass model=, a folder, a hub id or a model.")
         model = row.default_model
     if isinstance(model, (str, os.PathLike)):
         source: Any = model
@@ -116,18 +139,14 @@ def pipeline(
         source = getattr(model, "name_or_path", None) or None
     if isinstance(processor, (str, os.PathLike)):
         processor = AutoProcessor.from_pretrained(processor, **hub)
-    if processor is None or tokenizer is not None:
-        tokenizer = _part("tokenizer", tokenizer, AutoTokenizer, source, hub)
-    if processor is None or feature_extractor is not None:
-        feature_extractor = _part("feature_extractor", feature_extractor, AutoFeatureExtractor, source, hub)
+    given = {"tokenizer": (tokenizer, AutoTokenizer), "feature_extractor": (feature_extractor, AutoFeatureExtractor)}
+    parts = {
+        name: _part(name, given[name][0], given[name][1], source, hub)
+        for name in row.parts
+        if processor is None or given[name][0] is not None
+    }
     return (pipeline_class or row.pipeline_class)(
-        model=model,
-        tokenizer=tokenizer,
-        feature_extractor=feature_extractor,
-        processor=processor,
-        device=device,
-        dtype=dtype,
-        **kwargs,
+        model=model, processor=processor, device=device, dtype=dtype, **parts, **kwargs
     )
 
 

@@ -27,7 +27,8 @@ class Heard:
 
     Attributes:
         piece: What was listened to.
-        segments: Dicts of "start", "end" (seconds), "tokens", with "token_timestamps" where words were asked for.
+        segments: Dicts of "start", "end" (seconds), "tokens", with "words" or "token_timestamps" where words were
+            asked for.
         language: Code of the language.
     """
 
@@ -76,7 +77,7 @@ class Assembler:
         if any(item.piece.stride is not None for item in heard):
             return self._merged(blank, heard, name_languages)
         segments = self._segments(heard[0], blank.duration_seconds)
-        if timestamps == "word":
+        if timestamps == "word" and any(segment.words is None for segment in segments):
             segments = _with_words(segments, self._words(heard[0], blank.duration_seconds))
         return replace(blank, text="".join(segment.text for segment in segments), segments=segments)
 
@@ -96,6 +97,7 @@ class Assembler:
                     start,
                     end,
                     tokens=tuple(tokens),
+                    words=_words_of(found, duration),
                     language=found.get("language") or heard.language,
                     end_is_estimated=bool(found.get("end_estimated", False)),
                     seek=None if found.get("seek") is None else int(found["seek"]),
@@ -154,6 +156,16 @@ def _span(times: tuple[float | None, float | None], duration: float, default: fl
     first = min(max(default if start is None else float(start), 0.0), duration)
     last = duration if end is None else min(max(float(end), first), duration)
     return round(first, 3), round(last, 3)
+
+
+def _words_of(segment: dict[str, Any], duration: float) -> tuple[Word, ...] | None:
+    """The words that generation found for a segment."""
+    if segment.get("words") is None:
+        return None
+    return tuple(
+        Word(word["word"], *_span((word["start"], word["end"]), duration), word["probability"])
+        for word in segment["words"]
+    )
 
 
 def _with_words(segments: tuple[Segment, ...], words: list[Word]) -> tuple[Segment, ...]:

@@ -50,6 +50,8 @@ class Request:
         chunk_length_s: Seconds in a window; 0 goes through long audio sequentially.
         stride_length_s: Seconds that a window shares with its neighbours at its left and right.
         timestamps: False, True (segments) or "word".
+        read_again: Find words by reading the finished text once more, as OpenAI does, and not from the attention of
+            the tokens as they were written, as transformers does.
         language: Name the language of each chunk.
         segments: Add the whole segments to the result.
         progress: Show a progress bar on long audio; None shows it in a terminal.
@@ -60,6 +62,7 @@ class Request:
     chunk_length_s: float = 0.0
     stride_length_s: tuple[float, float] = (0.0, 0.0)
     timestamps: Timestamps = False
+    read_again: bool = False
     language: bool = False
     segments: bool = False
     progress: bool | None = None
@@ -125,6 +128,9 @@ class AutomaticSpeechRecognitionPipeline(Pipeline):
             {"text"} with "chunks" where times or languages were asked for; a list of those for a list of inputs; an
             iterator of those for an iterator. An input of no or hardly any samples has the text "".
 
+            With return_timestamps="word" the times are those of transformers, where a word begins as soon as the one
+            before it has ended. With word_timestamps=True they are as `transcribe` finds them.
+
         Raises:
             AudioError: An input cannot be used; the message names it.
             InputError: An argument is wrong.
@@ -151,23 +157,33 @@ class AutomaticSpeechRecognitionPipeline(Pipeline):
             num_workers: As for a call.
             kwargs: chunk_length_s: seconds in a window; 0, the default, goes through long audio sequentially.
                 stride_length_s: seconds that a window shares with its left and right neighbour; a sixth of the
-                window unless given. return_timestamps: False, True (segments) or "word". return_language: name the
+                window unless given. return_timestamps: False, True (segments) or "word", which finds when words begin
+                and end, and how likely they are, in the way of OpenAI's transcribe. word_timestamps: True means
+                return_timestamps="word"; with False that has the times of transformers, as audio with chunk_length_s
+                always does, because windows are merged by the times of their tokens. return_language: name the
                 language of each chunk. return_segments: add the whole segments. progress: show a bar on long audio;
                 in a terminal unless given. channel, layout, max_seconds, on_truncated, allow_urls, allowed_hosts: for
                 `load_audio`. generate_kwargs: for `generate`, which also gets all other keywords
                 (language, task, max_new_tokens, num_beams, ...).
         """
-        request = self._request(kwargs)
+        request = self._request(kwargs, read_again=True)
         return self._each(inputs, lambda stream, size: self._run(stream, size, request), batch_size)
 
     # Arguments
 
-    def _request(self, kwargs: dict[str, Any]) -> Request:
-        """The request of a call: its own arguments over the pipeline's."""
+    def _request(self, kwargs: dict[str, Any], read_again: bool = False) -> Request:
+        """The request of a call: its own arguments over the pipeline's.
+
+        Args:
+            kwargs: Of the call.
+            read_again: How words are found where `word_timestamps` does not say it.
+        """
         asked = {**_flat(self.call_defaults), **_flat(kwargs)}
         asked.pop("ignore_warning", None)
         chunk, stride = asked.pop("chunk_length_s", None), asked.pop("stride_length_s", None)
-        timestamps = asked.pop("return_timestamps", None)
+        timestamps, words = asked.pop("return_timestamps", None), asked.pop("word_timestamps", None)
+        if words:
+            timestamps = "word"
         if not timestamps:
             timestamps = bool(getattr(self.model.generation_config, "return_timestamps", False))
         if timestamps == "char":
@@ -181,6 +197,7 @@ class AutomaticSpeechRecognitionPipeline(Pipeline):
             chunk_length_s=_seconds("chunk_length_s", chunk or 0),
             stride_length_s=_stride_seconds(chunk or 0, stride),
             timestamps=timestamps,
+            read_again=timestamps == "word" and not chunk and (read_again if words is None else bool(words)),
             language=bool(asked.pop("return_language", None)),
             segments=bool(asked.pop("return_segments", None)),
             progress=asked.pop("progress", None),
@@ -252,7 +269,9 @@ class AutomaticSpeechRecognitionPipeline(Pipeline):
         kwargs = {**request.generate_kwargs, "return_timestamps": timestamps, "return_segments": True}
         if isinstance(kwargs.get("language"), (list, tuple)):
             kwargs["language"] = _languages_of(pieces, kwargs["language"])
-        if request.timestamps == "word":
+        if request.read_again:
+            kwargs.update(word_timestamps=True, tokenizer=self.tokenizer)
+        elif request.timestamps == "word":
             kwargs["return_token_timestamps"] = True
         with torch.no_grad(), _progress_bar(kwargs, mask, is_long, request.progress):
             output = self.model.generate(

@@ -120,7 +120,9 @@ class _Scores:
         return torch.cat([self.found[layer] for layer in sorted(self.found)], dim=1)
 
 
-def read_again(model: AlignedModel, encoded: Tensor, rows: Sequence[Sequence[int]], heads: Heads) -> tuple[Tensor, Tensor]:
+def read_again(
+    model: AlignedModel, encoded: Tensor, rows: Sequence[Sequence[int]], heads: Heads
+) -> tuple[Tensor, Tensor]:
     """Pass known texts through the decoder, all tokens at once.
 
     Args:
@@ -208,7 +210,8 @@ def dynamic_time_warping(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         is_across, is_up = (across < up) & (across < left), (up < across) & (up < left)
         came_from[diagonal, first:end] = np.where(is_across, _DIAGONAL, np.where(is_up, _UP, _LEFT))
         total = np.full(rows + 1, np.inf, dtype=np.float32)
-        total[first:end] = slanted[diagonal - 2, first - 1 : end - 1] + np.where(is_across, across, np.where(is_up, up, left))
+        cheapest = np.where(is_across, across, np.where(is_up, up, left))
+        total[first:end] = slanted[diagonal - 2, first - 1 : end - 1] + cheapest
         before, last = last, total
     return _walk_back(came_from, rows, columns)
 

@@ -20,7 +20,16 @@ from ...generation import GenerationConfig, GenerationMixin
 from ...generation.mixin import eval_mode
 from .heads import WhisperSeq2Seq
 from .modeling import as_encoder_output
-from .options import Options, ladder, language_ids, languages_per_item, on_host, start_tokens
+from .options import (
+    Options,
+    frames_per_item,
+    ladder,
+    language_ids,
+    languages_per_item,
+    on_host,
+    start_tokens,
+    word_tokenizer,
+)
 from .transcription import NoSpeechProbe, Transcription, fit_window
 
 GENERATION_CONFIG_NAME = "generation_config.json"
@@ -74,6 +83,10 @@ class WhisperForConditionalGeneration(GenerationMixin, WhisperSeq2Seq):
         num_segment_frames: int | None = None,
         attention_mask: Tensor | None = None,
         return_segments: bool = False,
+        return_token_timestamps: bool | None = None,
+        num_frames: int | Sequence[int] | Tensor | None = None,
+        word_timestamps: bool = False,
+        tokenizer: Any = None,
         return_dict_in_generate: bool | None = None,
         force_unique_generate_call: bool | None = None,
         monitor_progress: Callable[[Tensor], None] | None = None,
@@ -104,6 +117,15 @@ class WhisperForConditionalGeneration(GenerationMixin, WhisperSeq2Seq):
             num_segment_frames: Frames of one window; at most, and by default, the model's 3,000.
             attention_mask: (batch, frames), 0 where there is no audio. Needed for batches of long audio.
             return_segments: Return a dictionary with sequences, segments and languages.
+            return_token_timestamps: Also return "token_timestamps" in that dictionary, (batch, length) seconds at which
+                tokens end, counted from the start of their window and padded with the last one; and in each segment
+                "token_timestamps" of its tokens in seconds of the whole audio. The scheme is that of transformers.
+            num_frames: Frames of audio of each item, where no token or word is later; what attention_mask says
+                otherwise.
+            word_timestamps: Give each segment "words": {"word", "start", "end" (seconds), "probability"}, in OpenAI's
+                scheme, and let it start and end with them. Needs tokenizer; implies return_segments. The text is the
+                same without.
+            tokenizer: Of this model, to tell words apart.
             return_dict_in_generate: Return a GenerateOutput whose sequences hold prompt and end token, in short form
                 without timestamps; else as above.
             force_unique_generate_call: One pass over the first window, prompt and end token kept.
@@ -154,6 +176,9 @@ class WhisperForConditionalGeneration(GenerationMixin, WhisperSeq2Seq):
                 prompt_ids=prompt_ids,
                 prompt_condition_type=prompt_condition_type,
                 num_segment_frames=num_segment_frames,
+                return_token_timestamps=return_token_timestamps,
+                word_tokenizer=word_tokenizer(word_timestamps, tokenizer),
+                num_frames=frames_per_item(num_frames, len(lengths)),
             )
             run = Transcription(
                 self,
@@ -169,11 +194,19 @@ class WhisperForConditionalGeneration(GenerationMixin, WhisperSeq2Seq):
             )
             run.open(lengths, languages_per_item(language, len(lengths)), task, is_multilingual)
             unique = bool(force_unique_generate_call)
-            as_model_output = bool(config.return_dict_in_generate) and not options.timestamps
-            if unique or as_model_output or (config.num_return_sequences or 1) > 1:
+            several = (config.num_return_sequences or 1) > 1
+            if word_timestamps and (unique or several):
+                what = "force_unique_generate_call" if unique else "num_return_sequences"
+                raise GenerationError(
+                    f"word_timestamps=True puts words into segments, and {what}={kwargs.get(what, True)} gives none: leave "
+                    "one of them out."
+                )
+            as_model_output = bool(config.return_dict_in_generate) and not (options.timestamps or word_timestamps)
+            if unique or as_model_output or several:
                 return run.single_pass(keep_prompt=unique, as_output=bool(config.return_dict_in_generate))
             run.run(monitor_progress)
-        return run.result(as_dict=return_segments or bool(config.return_dict_in_generate))
+        as_dict = return_segments or word_timestamps or options.return_token_timestamps
+        return run.result(as_dict=as_dict or bool(config.return_dict_in_generate))
 
     @torch.no_grad()
     def detect_language(
@@ -259,6 +292,9 @@ class WhisperForConditionalGeneration(GenerationMixin, WhisperSeq2Seq):
         prompt_ids: Any,
         prompt_condition_type: str | None,
         num_segment_frames: int | None,
+        return_token_timestamps: bool | None,
+        word_tokenizer: Any,
+        num_frames: tuple[int, ...] | None,
         **thresholds: Any,
     ) -> Options:
         wanted = return_timestamps
@@ -289,5 +325,8 @@ class WhisperForConditionalGeneration(GenerationMixin, WhisperSeq2Seq):
             prompt_ids=on_host(prompt_ids),
             prompt_condition_type=kind,
             window_frames=window,
+            return_token_timestamps=bool(return_token_timestamps),
+            word_tokenizer=word_tokenizer,
+            num_frames=num_frames,
             **chosen,
         )

@@ -203,6 +203,40 @@ def languages_per_item(language: Any, batch: int) -> list[str | None]:
     return languages
 
 
+def frames_per_item(num_frames: Any, batch: int) -> tuple[int, ...] | None:
+    """num_frames for each item of the batch, from one number or several in any form.
+
+    Raises:
+        GenerationError: There are more or fewer than items, or one of them is not positive.
+    """
+    if num_frames is None:
+        return None
+    counts = torch.as_tensor(num_frames).reshape(-1).tolist()
+    counts = counts * batch if len(counts) == 1 else counts
+    if len(counts) != batch or any(count < 1 for count in counts):
+        raise GenerationError(
+            f"num_frames={num_frames}: a positive number of frames is needed for each of the {batch} items."
+        )
+    return tuple(int(count) for count in counts)
+
+
+def word_tokenizer(wanted: bool, tokenizer: Any) -> Any:
+    """What tells words apart, None where words are not wanted.
+
+    Raises:
+        GenerationError: They are, and there is no tokenizer.
+    """
+    if not wanted:
+        return None
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+    if not hasattr(tokenizer, "timestamp_begin"):
+        raise GenerationError(
+            "word_timestamps=True needs tokenizer=, the WhisperTokenizer of the model, to tell words apart; it is "
+            f"{type(tokenizer).__name__ if tokenizer is not None else None}."
+        )
+    return tokenizer
+
+
 def start_tokens(
     config: GenerationConfig, language: int | None, task: str | None, timestamps: bool, multilingual: bool
 ) -> list[int]:

@@ -9,9 +9,8 @@ Source: arXiv:2212.04356, section 4.5; the rules of OpenAI's `transcribe`.
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -28,7 +27,7 @@ from ...generation import (
     build_processors,
     generate_tokens,
 )
-from .alignment import alignment_heads, last_repeated, token_times
+from .alignment import Heads, alignment_heads, last_repeated, token_times
 from .config import FRAMES_PER_SECOND, WhisperConfig
 from .options import (
     RESET_TEMPERATURE,
@@ -42,61 +41,9 @@ from .options import (
     new_token_limit,
     start_tokens,
 )
-from .segments import pad_left, pad_right, segment_dict, split_segments, without_closing_pair
+from .recordings import Recording, WindowText, collect, compression_ratio
+from .segments import pad_left, pad_right, split_segments, without_closing_pair
 from .word_times import Window, add_words
-
-
-@dataclass
-class Recording:
-    """Where the transcription of one item of the batch stands.
-
-    Attributes:
-        row: Its row of the features.
-        end: Frames it has.
-        start_tokens: What every window's text follows.
-        seek: Frame at which the next window starts.
-        segments: Found so far.
-        history: Tokens that the next window's prompt may repeat, one tensor a segment.
-        token_times: Of each segment's tokens, in seconds since its window began, where they are asked for.
-        language: Code of its language, or None where the model has no choice.
-    """
-
-    row: int
-    end: int
-    start_tokens: list[int] = field(default_factory=list)
-    language: str | None = None
-    seek: int = 0
-    segments: list[dict[str, Any]] = field(default_factory=list)
-    history: list[Tensor] = field(default_factory=list)
-    token_times: list[Tensor] = field(default_factory=list)
-    windows: int = 0
-
-    @property
-    def is_done(self) -> bool:
-        return self.seek >= self.end
-
-
-@dataclass
-class WindowText:
-    """What decoding one window gave.
-
-    Attributes:
-        tokens: (length,) without prompt and end token.
-        temperature: At which it was decoded.
-        average_logprob: Natural log, over the tokens and the end token.
-        compression_ratio: Size of the tokens' bytes over their compressed size.
-        no_speech_probability: None when it was not measured.
-        is_complete: The end token came before the limit.
-        token_times: (length,) seconds since the window began, where they are asked for.
-    """
-
-    tokens: Tensor
-    temperature: float
-    average_logprob: float
-    compression_ratio: float
-    no_speech_probability: float | None
-    is_complete: bool = True
-    token_times: Tensor | None = None
 
 
 @dataclass
@@ -202,7 +149,8 @@ class Transcription:
             encoded = self._windows(active)
             texts = self._decode_with_fallback(encoded, active)
             if self.options.return_token_timestamps:
-                self._time_tokens(encoded, active, texts)
+                times = self._token_times(encoded, active, [(text.tokens, text.is_complete) for text in texts])
+                texts = [replace(text, token_times=found) for text, found in zip(texts, times, strict=True)]
             windows = [self._take(recording, text) for recording, text in zip(active, texts, strict=True)]
             if self.options.word_tokenizer is not None:
                 add_words(self.model, encoded, windows, self.options.word_tokenizer, self._heads)
@@ -267,20 +215,24 @@ class Transcription:
         certain = options.logprob_threshold is not None and text.average_logprob > options.logprob_threshold
         return text.no_speech_probability > options.no_speech_threshold and not certain
 
-    def _time_tokens(self, encoded: BaseModelOutput, active: list[Recording], texts: list[WindowText]) -> None:
-        """Find when each token of each window was said."""
+    def _token_times(
+        self, encoded: BaseModelOutput, recordings: list[Recording], texts: list[tuple[Tensor, bool]]
+    ) -> list[Tensor]:
+        """When each token of each window was said, (tokens,), from the tokens and whether the end token followed."""
         hidden = encoded.last_hidden_state
         assert hidden is not None, "an encoder always returns its last hidden state"
+        # The last token of a text that was cut off was never read; it gets the time of the one before, as does the
+        # end token in transformers.
         times = token_times(
             self.model,
             hidden,
-            [self._prompt(recording) for recording in active],
-            [(text.tokens if text.is_complete else text.tokens[:-1]).tolist() for text in texts],
-            [self._frames_with_audio(recording) for recording in active],
+            [self._prompt(recording) for recording in recordings],
+            [(tokens if is_complete else tokens[:-1]).tolist() for tokens, is_complete in texts],
+            [self._frames_with_audio(recording) for recording in recordings],
             self._heads,
         )
-        for text, found in zip(texts, times, strict=True):
-            text.token_times = last_repeated(found, len(text.tokens))
+        pairs = zip(times, (tokens for tokens, _ in texts), strict=True)
+        return [last_repeated(found, len(tokens)).to(tokens.device) for found, tokens in pairs]
 
     def _frames_with_audio(self, recording: Recording) -> int:
         """Frames of the next window that tokens and words can lie in."""
@@ -309,26 +261,8 @@ class Transcription:
             pieces, advance = split.segments, split.advance
         else:
             pieces, advance = [(0.0, recording.end / FRAMES_PER_SECOND, text.tokens)], frames
-        first = 0
-        for start, end, tokens in pieces:
-            segment = segment_dict(
-                start,
-                end,
-                tokens,
-                seek=recording.seek,
-                temperature=text.temperature,
-                avg_logprob=text.average_logprob,
-                compression_ratio=text.compression_ratio,
-                no_speech_prob=text.no_speech_probability,
-                language=recording.language,
-            )
-            if text.token_times is not None:
-                recording.token_times.append(text.token_times[first : first + len(tokens)])
-                segment["token_timestamps"] = recording.token_times[-1] + recording.seek / FRAMES_PER_SECOND
-            first += len(tokens)
-            window.segments.append(segment)
-            recording.history.append(without_closing_pair(tokens, self.timestamp_begin))
-        recording.segments += window.segments
+        window.segments = recording.take(text, pieces)
+        recording.history += [without_closing_pair(tokens, self.timestamp_begin) for _, _, tokens in pieces]
         if text.temperature > RESET_TEMPERATURE:
             recording.history.clear()
         recording.seek += advance
@@ -451,12 +385,15 @@ class Transcription:
 
     # ------------------------------------------------------------------ answers
 
-    def single_pass(self, keep_prompt: bool, as_output: bool) -> Tensor | GenerateOutput:
+    def single_pass(self, keep_prompt: bool, as_output: bool) -> Tensor | dict[str, Any] | GenerateOutput:
         """One pass over the first windows, for callers who want what the decoding loop itself returns.
 
         Args:
             keep_prompt: Leave prompt and end token in the sequences.
             as_output: Return everything that was collected, prompt and end token in the sequences.
+
+        Returns:
+            Sequences alone, or everything; a dictionary with "token_timestamps" where those are asked for.
 
         Raises:
             GenerationError: There is more than one window and more than one sequence is wanted.
@@ -471,29 +408,39 @@ class Transcription:
         prompts = [self._prompt(recording) for recording in self.recordings]
         output, length, _ = self._pass(encoded, prompts, self.options.temperatures[0])
         assert output.sequences is not None, "a loop always returns sequences"
+        times = None
+        if self.options.return_token_timestamps:
+            times = self._single_times(encoded, output.sequences, length, keep_prompt or as_output)
         if as_output:
             output.logprobs = None
             output.encoder_hidden_states, output.encoder_attentions = encoded.hidden_states, encoded.attentions
-            return output
-        if keep_prompt:
-            return output.sequences
-        rows = [self._before_end(row) for row in output.sequences[:, length:]]
-        return pad_right(rows, self._pad, output.sequences.device)
+            return output if times is None else {**dict(output.items()), "token_timestamps": times}
+        sequences = output.sequences
+        if not keep_prompt:
+            rows = [self._before_end(row) for row in sequences[:, length:]]
+            sequences = pad_right(rows, self._pad, sequences.device)
+        return sequences if times is None else {"sequences": sequences, "token_timestamps": times}
+
+    def _single_times(self, encoded: BaseModelOutput, sequences: Tensor, start: int, keep_prompt: bool) -> Tensor:
+        """Times of the tokens of one pass, as long as its sequences; the prompt is at 0.0."""
+        count = len(sequences) // len(self.recordings)
+        places = [place for place in range(len(self.recordings)) for _ in range(count)]
+        rows = [(self._before_end(row), row) for row in sequences[:, start:]]
+        texts = [(tokens, len(tokens) < len(row)) for tokens, row in rows]
+        times = self._token_times(select(encoded, places), [self.recordings[place] for place in places], texts)
+        length = sequences.shape[1] - start if keep_prompt else max(len(tokens) for tokens, _ in texts)
+        padded = torch.stack([last_repeated(found, length) for found in times])
+        return functional.pad(padded, (start, 0)) if keep_prompt else padded
 
     def result(self, as_dict: bool) -> Tensor | dict[str, Any]:
-        """The sequences of all recordings, alone or with their segments and languages."""
-        rows = [
-            torch.cat([segment["tokens"] for segment in one.segments]) if one.segments else torch.zeros(0, dtype=torch.long)
-            for one in self.recordings
-        ]
-        sequences = pad_right(rows, self._pad, self.model.device)
-        if not as_dict:
-            return sequences
-        return {
-            "sequences": sequences,
-            "segments": [one.segments for one in self.recordings],
-            "languages": [one.language for one in self.recordings],
-        }
+        """The sequences of all recordings, alone or with their segments, languages and times."""
+        with_times = self.options.return_token_timestamps
+        answer = collect(self.recordings, self._pad, self.model.device, with_times=with_times)
+        return answer if as_dict else answer["sequences"]
+
+    @property
+    def _heads(self) -> Heads:
+        return alignment_heads(self.config, self.model.config)
 
     @property
     def _pad(self) -> int:
@@ -518,12 +465,3 @@ def select(encoded: BaseModelOutput, rows: list[int]) -> BaseModelOutput:
     if rows == list(range(len(hidden))):
         return encoded
     return BaseModelOutput(last_hidden_state=hidden[rows])
-
-
-def compression_ratio(tokens: Tensor, vocabulary: int) -> float:
-    """Bytes of the token ids over their zlib size; repetition compresses well."""
-    if not len(tokens):
-        return 0.0
-    width = int(math.log2(vocabulary) / 8) + 1
-    data = b"".join(int(token).to_bytes(width, "little") for token in tokens.tolist())
-    return len(data) / len(zlib.compress(data))

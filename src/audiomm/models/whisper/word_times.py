@@ -96,7 +96,8 @@ def add_words(
     for window, found in zip(windows, find_words(model, hidden, windows, tokenizer, heads), strict=True):
         for segment, words in zip(window.segments, found, strict=True):
             segment["words"] = words
-            if words:
+            # Words that were found nowhere do not take their segment with them.
+            if words and words[-1]["end"] > words[0]["start"]:
                 segment["start"] = torch.tensor(words[0]["start"], dtype=torch.float64)
                 segment["end"] = torch.tensor(words[-1]["end"], dtype=torch.float64)
 
