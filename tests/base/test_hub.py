@@ -73,7 +73,11 @@ def hub(tiny_whisper_folder):
 def load(address, cache, code):
     """Run code in a process of its own, as the address of the hub is read when huggingface_hub is imported."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    environment |= {"HF_ENDPOINT": address, "PYTHONPATH": str(Path(audiomm.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    environment |= {
+        "HF_ENDPOINT": address,
+        "PYTHONPATH": str(Path(audiomm.__file__).parents[1]),
+        "OMP_NUM_THREADS": "1",
+    }
     environment |= {"HF_HOME": str(cache / "home"), "HF_HUB_DISABLE_TELEMETRY": "1"}
     program = f"import audiomm\nfrom audiomm import *\ncache = {str(cache)!r}\n{code}"
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120)
@@ -87,9 +91,10 @@ def test_a_repository_is_fetched_once_and_then_read_from_the_cache(hub, tmp_path
         address,
         tmp_path,
         """
-model = audiomm.AutoModelForSpeechSeq2Seq.from_pretrained("someone/tiny", cache_dir=cache, revision="v1", token="secret")
+load = audiomm.AutoModelForSpeechSeq2Seq.from_pretrained
+model = load("someone/tiny", cache_dir=cache, revision="v1", token="secret")
 print(type(model).__name__, model.config.d_model)
-model = audiomm.AutoModelForSpeechSeq2Seq.from_pretrained("someone/tiny", cache_dir=cache, revision="v1", local_files_only=True)
+model = load("someone/tiny", cache_dir=cache, revision="v1", local_files_only=True)
 print(model.generation_config.eos_token_id)
 for name, options in {"someone/nothing": {}, "someone/tiny": {"revision": "v9"}}.items():
     try:

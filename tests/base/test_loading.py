@@ -210,7 +210,9 @@ def test_a_truncated_file_is_named_with_its_size(tiny_whisper_folder, kept):
 
 
 def test_a_header_that_names_a_tensor_twice_is_refused(tiny_whisper_folder):
-    header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    header = (
+        b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    )
     (tiny_whisper_folder / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
     with pytest.raises(CorruptCheckpointError, match="names 'a' twice"):
         AutoModelForSpeechSeq2Seq.from_pretrained(tiny_whisper_folder)

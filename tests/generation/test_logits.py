@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -44,7 +45,7 @@ def test_encoder_ngrams_are_shared_by_the_beams_of_an_item(ids, scores):
     result = generation.EncoderNoRepeatNGramLogitsProcessor(2, text)(ids[:4], scores[:4])
     for row, found in enumerate(banned(result)):
         words = text[row // 2].tolist()
-        assert found == {b for a, b in zip(words[:-1], words[1:], strict=True) if a == int(ids[row, -1])}
+        assert found == {b for a, b in itertools.pairwise(words) if a == int(ids[row, -1])}
 
 
 @pytest.mark.parametrize("ignored", [None, 0, 7, torch.tensor([0, 3, 11, 5, 10])])
@@ -307,5 +308,3 @@ def test_timestamp_rules_need_their_tokens():
         generation.WhisperTimeStampLogitsProcessor(GenerationConfig(eos_token_id=1), 1)
     with pytest.raises(GenerationError, match="need eos_token_id"):
         generation.WhisperTimeStampLogitsProcessor(GenerationConfig(no_timestamps_token_id=1), 1)
-
-

@@ -55,7 +55,9 @@ def test_every_call_agrees_with_the_reference_but_those_that_should_not(replay, 
     report = replay.Case(golden / name, "audiomm").check()
     assert report
     known = KNOWN.get(name, {})
-    wrong = {f"{row['call']} {row['path']}": row["detail"] for row in report if not row["ok"] and row["call"] not in known}
+    wrong = {
+        f"{row['call']} {row['path']}": row["detail"] for row in report if not row["ok"] and row["call"] not in known
+    }
     assert not wrong
     differing = {row["call"] for row in report if not row["ok"]}
     assert differing == set(known), "a known difference is gone: take it off the list"

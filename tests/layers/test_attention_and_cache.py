@@ -66,7 +66,9 @@ def test_chunks_through_a_cache_equal_full_attention(chunks, fixed, padding, win
     found = run(cache, chunks, valid, window, eager, data)
     # With padding the window counts real tokens, as positions do; the padding lies before all of them.
     expected = reference(*data, valid, window)
-    assert torch.allclose(found[valid[:, None].expand(-1, HEADS, -1)], expected[valid[:, None].expand(-1, HEADS, -1)], atol=1e-5)
+    assert torch.allclose(
+        found[valid[:, None].expand(-1, HEADS, -1)], expected[valid[:, None].expand(-1, HEADS, -1)], atol=1e-5
+    )
     assert torch.isfinite(found).all()
 
 
@@ -129,7 +131,12 @@ def test_a_fixed_cache_keeps_its_addresses_and_says_when_it_is_full():
 
 def test_rows_of_one_audio_share_its_keys():
     queries, keys, values = qkv()
-    beams = torch.cat([queries, queries * 0.5, queries + 1]).view(3, ROWS, HEADS, LENGTH, WIDTH).transpose(0, 1).flatten(0, 1)
+    beams = (
+        torch.cat([queries, queries * 0.5, queries + 1])
+        .view(3, ROWS, HEADS, LENGTH, WIDTH)
+        .transpose(0, 1)
+        .flatten(0, 1)
+    )
     shared = attend(beams, keys, values, scale=0.5)
     copied = attend(beams, keys.repeat_interleave(3, 0), values.repeat_interleave(3, 0), scale=0.5)
     eager, weights = attend_eager(beams, keys, values, scale=0.5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -22,20 +24,24 @@ def noise(seconds: float, level: float) -> np.ndarray:
 
 
 def recording(*parts: tuple[str, float], background: float = 0.001) -> np.ndarray:
-    samples = np.concatenate([tone(s) if kind == "speech" else np.zeros(round(s * RATE), np.float32) for kind, s in parts])
+    samples = np.concatenate(
+        [tone(s) if kind == "speech" else np.zeros(round(s * RATE), np.float32) for kind, s in parts]
+    )
     return samples + noise(len(samples) / RATE, background)[: len(samples)]
 
 
 @pytest.mark.parametrize("background", [0.0001, 0.001, 0.02])
 def test_spans_are_found_to_a_few_frames(background):
-    samples = recording(("pause", 1.0), ("speech", 0.6), ("pause", 0.8), ("speech", 0.4), ("pause", 1.2), background=background)
+    samples = recording(
+        ("pause", 1.0), ("speech", 0.6), ("pause", 0.8), ("speech", 0.4), ("pause", 1.2), background=background
+    )
     found = [(start / RATE, end / RATE) for start, end in speech_spans(samples, RATE, TIGHT)]
     assert found == [pytest.approx((1.0, 1.6), abs=0.04), pytest.approx((2.4, 2.8), abs=0.04)]
 
 
 @pytest.mark.parametrize(
     "samples",
-    [np.zeros(RATE, np.float32), noise(3, 0.2), noise(3, 0.0005), tone(3, 0.4), np.zeros(0, np.float32), np.zeros(3, np.float32)],
+    [np.zeros(RATE), noise(3, 0.2), noise(3, 0.0005), tone(3, 0.4), np.zeros(0), np.zeros(3)],
     ids=["silence", "loud noise", "quiet noise", "hum", "nothing", "three samples"],
 )  # fmt: skip
 def test_steady_sounds_are_background(samples):
@@ -44,16 +50,22 @@ def test_steady_sounds_are_background(samples):
 
 
 def test_spans_are_joined_padded_and_dropped():
-    samples = recording(("pause", 1), ("speech", 0.5), ("pause", 0.4), ("speech", 0.5), ("pause", 2), ("speech", 0.03), ("pause", 1))
-    apart = speech_spans(samples, RATE, SpeechOptions(min_silence_duration_ms=200, speech_pad_ms=0, min_speech_duration_ms=200))
+    samples = recording(
+        ("pause", 1), ("speech", 0.5), ("pause", 0.4), ("speech", 0.5), ("pause", 2), ("speech", 0.03), ("pause", 1)
+    )
+    apart = speech_spans(
+        samples, RATE, SpeechOptions(min_silence_duration_ms=200, speech_pad_ms=0, min_speech_duration_ms=200)
+    )
     assert len(apart) == 2
-    together = speech_spans(samples, RATE, SpeechOptions(min_silence_duration_ms=800, speech_pad_ms=100, min_speech_duration_ms=200))
+    together = speech_spans(
+        samples, RATE, SpeechOptions(min_silence_duration_ms=800, speech_pad_ms=100, min_speech_duration_ms=200)
+    )
     assert [(start / RATE, end / RATE) for start, end in together] == [pytest.approx((0.9, 2.5), abs=0.04)]
     # Padding does not make neighbours overlap, nor leave the recording.
     wide = speech_spans(samples, RATE, SpeechOptions(min_silence_duration_ms=200, speech_pad_ms=5000))
     assert wide[0][0] == 0
     assert wide[-1][1] == len(samples)
-    assert all(left[1] <= right[0] for left, right in zip(wide, wide[1:], strict=False))
+    assert all(left[1] <= right[0] for left, right in itertools.pairwise(wide))
 
 
 def test_long_spans_are_cut_where_it_is_quiet():
@@ -63,7 +75,7 @@ def test_long_spans_are_cut_where_it_is_quiet():
     spans = speech_spans(samples, RATE, SpeechOptions(speech_pad_ms=0, max_speech_duration_s=4))
     assert all(end - start <= 4 * RATE for start, end in spans)
     assert spans[0][1] / RATE == pytest.approx(5.5, abs=0.06)
-    assert all(left[1] == right[0] for left, right in zip(spans, spans[1:], strict=False))
+    assert all(left[1] == right[0] for left, right in itertools.pairwise(spans))
 
 
 def test_the_clock_goes_back_to_the_recording():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -92,17 +93,23 @@ def test_a_known_language_beside_an_unknown_one(whisper):
 def test_static_cache_beams_and_dictionaries_agree_with_the_plain_call(whisper):
     features = noise(2, 40)
     plain = whisper.generate(features, language="en", max_new_tokens=10)
-    assert torch.equal(whisper.generate(features, language="en", max_new_tokens=10, cache_implementation="static"), plain)
+    assert torch.equal(
+        whisper.generate(features, language="en", max_new_tokens=10, cache_implementation="static"), plain
+    )
     beams = whisper.generate(features, language="en", max_new_tokens=10, num_beams=3)
     static = whisper.generate(features, language="en", max_new_tokens=10, num_beams=3, cache_implementation="static")
     assert torch.equal(beams, static)
-    output = whisper.generate(features, language="en", max_new_tokens=10, return_dict_in_generate=True, output_scores=True)
+    output = whisper.generate(
+        features, language="en", max_new_tokens=10, return_dict_in_generate=True, output_scores=True
+    )
     assert output.sequences[:, :4].tolist() == [[3, 4, 7, 78]] * 2
     assert [[t for t in row if t not in (0, 2)] for row in output.sequences[:, 4:].tolist()] == [
         [t for t in row if t] for row in plain.tolist()
     ]
     assert output.scores[0].shape == (2, 100)
-    looked = whisper.generate(features, language="en", max_new_tokens=4, return_dict_in_generate=True, output_attentions=True)
+    looked = whisper.generate(
+        features, language="en", max_new_tokens=4, return_dict_in_generate=True, output_attentions=True
+    )
     assert looked.encoder_attentions[1].shape == (2, 3, 20, 20)
     assert looked.cross_attentions[0][1].shape == (2, 4, 4, 20)
     assert looked.cross_attentions[1][1].shape == (2, 4, 1, 20)
@@ -170,7 +177,7 @@ def test_files_in_a_batch_give_what_they_give_alone(whisper, options):
     lengths = (150, 97, 33)
     features = noise(3, 150)
     together = segments_of(whisper, features, attention_mask=mask(*lengths), **options)
-    for row, length in enumerate(lengths):
+    for row in range(len(lengths)):
         alone = segments_of(whisper, features[row : row + 1], attention_mask=mask(*lengths)[row : row + 1], **options)
         assert plain(alone[0]) == plain(together[row])
         assert alone[0]
@@ -180,11 +187,12 @@ def test_windows_are_encoded_once_whatever_is_asked(whisper, encoder_calls):
     windows = []
     whisper.generate(
         noise(1, 130), return_segments=True, temperature=(0.0, 0.4, 0.8), logprob_threshold=10.0,
-        no_speech_threshold=0.999, compression_ratio_threshold=1.0, monitor_progress=lambda done: windows.append(done.tolist()),
+        no_speech_threshold=0.999, compression_ratio_threshold=1.0,
+        monitor_progress=lambda done: windows.append(done.tolist()),
     )  # fmt: skip
     assert encoder_calls == [1] * len(windows)
     assert windows[0] == [[0, 130]]
-    assert all(earlier[0][0] < later[0][0] for earlier, later in zip(windows, windows[1:], strict=False))
+    assert all(earlier[0][0] < later[0][0] for earlier, later in itertools.pairwise(windows))
 
 
 def test_times_stay_inside_the_audio_and_in_order(whisper):
@@ -254,7 +262,9 @@ def test_seeds_make_sampling_repeatable_and_zero_is_greedy(whisper):
     assert draws[0] == draws[1] != draws[2]
     torch.manual_seed(1)
     assert whisper.generate(features, language="en", do_sample=True).tolist() == draws[0]
-    assert torch.equal(whisper.generate(features, language="en", temperature=0.0), whisper.generate(features, language="en"))
+    assert torch.equal(
+        whisper.generate(features, language="en", temperature=0.0), whisper.generate(features, language="en")
+    )
 
 
 # ---------------------------------------------------------------------- splitting

@@ -73,7 +73,12 @@ def test_older_tuples_of_keys_and_values_go_in_and_come_out(tiny_whisper, featur
 
 @torch.no_grad()
 def test_outputs_are_dataclasses_mappings_and_tuples(tiny_whisper, features):
-    call = {"input_features": features, "decoder_input_ids": PREFIX, "output_attentions": True, "output_hidden_states": True}
+    call = {
+        "input_features": features,
+        "decoder_input_ids": PREFIX,
+        "output_attentions": True,
+        "output_hidden_states": True,
+    }
     output = tiny_whisper(**call)
     assert output.logits is output["logits"] is output[0]
     assert output.keys()[:2] == ["logits", "past_key_values"]
@@ -97,7 +102,9 @@ def test_head_masks_silence_heads_and_ones_change_nothing(tiny_whisper, features
         same = tiny_whisper(features, decoder_input_ids=PREFIX, **{name: mask}).logits
         assert torch.allclose(same, expected, atol=1e-5)
         mask[1, 2] = 0
-        assert not torch.allclose(tiny_whisper(features, decoder_input_ids=PREFIX, **{name: mask}).logits, expected, atol=1e-3)
+        assert not torch.allclose(
+            tiny_whisper(features, decoder_input_ids=PREFIX, **{name: mask}).logits, expected, atol=1e-3
+        )
 
 
 @torch.no_grad()
@@ -106,7 +113,9 @@ def test_embeddings_and_encoder_outputs_stand_in_for_tokens_and_features(tiny_wh
     encoded = tiny_whisper.get_encoder()(features)
     embeddings = tiny_whisper.get_input_embeddings()(PREFIX)
     for form in (encoded, encoded.last_hidden_state, (encoded.last_hidden_state,), [encoded.last_hidden_state]):
-        assert torch.allclose(tiny_whisper(encoder_outputs=form, decoder_inputs_embeds=embeddings).logits, expected, atol=1e-5)
+        assert torch.allclose(
+            tiny_whisper(encoder_outputs=form, decoder_inputs_embeds=embeddings).logits, expected, atol=1e-5
+        )
     with pytest.raises(ShapeError, match="encoder_outputs is a str"):
         tiny_whisper(encoder_outputs="hidden", decoder_input_ids=PREFIX)
 
@@ -115,7 +124,9 @@ def test_embeddings_and_encoder_outputs_stand_in_for_tokens_and_features(tiny_wh
 def test_scaled_embeddings_have_effect(tiny_whisper, features, tiny_whisper_config):
     scaled = WhisperForConditionalGeneration(tiny_whisper_config(scale_embedding=True)).eval()
     scaled.load_state_dict(tiny_whisper.state_dict())
-    expected = tiny_whisper(features, decoder_inputs_embeds=tiny_whisper.get_input_embeddings()(PREFIX) * 24**0.5).logits
+    expected = tiny_whisper(
+        features, decoder_inputs_embeds=tiny_whisper.get_input_embeddings()(PREFIX) * 24**0.5
+    ).logits
     assert torch.allclose(scaled(features, decoder_input_ids=PREFIX).logits, expected, atol=1e-5)
 
 

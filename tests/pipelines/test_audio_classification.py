@@ -57,8 +57,12 @@ def test_other_functions_and_all_classes(pipe):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"top_k": 0}, "top_k=0"), ({"function_to_apply": "tanh"}, "'softmax', 'sigmoid', 'none'"), ({"colour": 1}, "'colour'")],
-)  # fmt: skip
+    [
+        ({"top_k": 0}, "top_k=0"),
+        ({"function_to_apply": "tanh"}, "'softmax', 'sigmoid', 'none'"),
+        ({"colour": 1}, "'colour'"),
+    ],
+)
 def test_wrong_arguments_are_named(pipe, options, message):
     with pytest.raises(InputError, match=message):
         pipe(clip(0), **options)

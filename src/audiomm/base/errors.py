@@ -1,29 +1,29 @@
 """Every error a caller may want to catch.
 
-    AudiommError
-    ├── ConfigError (ValueError)             a configuration value is missing, mistyped or out of range
-    ├── CheckpointError (OSError)            a checkpoint cannot be used
-    │   ├── CheckpointNotFoundError          no such folder, hub id or file
-    │   ├── CorruptCheckpointError           a file is cut short or its header lies
-    │   ├── MissingShardError                the index names files that are not there
-    │   ├── CheckpointMismatchError          names or shapes do not fit the model
-    │   └── UnsafeCheckpointError            pickled weights, or an index that points outside its folder
-    ├── SaveError (OSError)                  a checkpoint could not be written
-    ├── InputError (ValueError)              what was passed in cannot be used
-    │   ├── ShapeError                       a tensor has the wrong shape
-    │   ├── AudioError                       audio cannot be used
-    │   │   ├── AudioDecodeError             not an audio file, or a broken one
-    │   │   ├── AudioFileNotFoundError (FileNotFoundError)  no such audio file
-    │   │   ├── AudioLayoutError             channels and samples cannot be told apart
-    │   │   ├── AudioLimitError              longer or larger than the limit
-    │   │   ├── EmptyAudioError              no samples where some are needed
-    │   │   ├── NonFiniteAudioError          NaN, infinity or absurd amplitudes
-    │   │   ├── SampleRateError              a sampling rate that is missing, wrong or impossible
-    │   │   └── TruncatedAudioError          the file holds less than it declares
-    │   └── PlaceholderError                 media marks in the text and media passed do not agree
-    ├── GenerationError (ValueError)         generate() was asked for something impossible
-    ├── NumericalError (FloatingPointError)  NaN where a number is needed
-    └── MissingExtra (ImportError)           an optional package is needed for this
+AudiommError
+├── ConfigError (ValueError)             a configuration value is missing, mistyped or out of range
+├── CheckpointError (OSError)            a checkpoint cannot be used
+│   ├── CheckpointNotFoundError          no such folder, hub id or file
+│   ├── CorruptCheckpointError           a file is cut short or its header lies
+│   ├── MissingShardError                the index names files that are not there
+│   ├── CheckpointMismatchError          names or shapes do not fit the model
+│   └── UnsafeCheckpointError            pickled weights, or an index that points outside its folder
+├── SaveError (OSError)                  a checkpoint could not be written
+├── InputError (ValueError)              what was passed in cannot be used
+│   ├── ShapeError                       a tensor has the wrong shape
+│   ├── AudioError                       audio cannot be used
+│   │   ├── AudioDecodeError             not an audio file, or a broken one
+│   │   ├── AudioFileNotFoundError (FileNotFoundError)  no such audio file
+│   │   ├── AudioLayoutError             channels and samples cannot be told apart
+│   │   ├── AudioLimitError              longer or larger than the limit
+│   │   ├── EmptyAudioError              no samples where some are needed
+│   │   ├── NonFiniteAudioError          NaN, infinity or absurd amplitudes
+│   │   ├── SampleRateError              a sampling rate that is missing, wrong or impossible
+│   │   └── TruncatedAudioError          the file holds less than it declares
+│   └── PlaceholderError                 media marks in the text and media passed do not agree
+├── GenerationError (ValueError)         generate() was asked for something impossible
+├── NumericalError (FloatingPointError)  NaN where a number is needed
+└── MissingExtra (ImportError)           an optional package is needed for this
 """
 
 from __future__ import annotations

@@ -122,9 +122,7 @@ def _first_state(request: DecodeRequest, rows: DecodeState) -> BeamState:
     )
 
 
-def _candidates(
-    request: DecodeRequest, state: BeamState, rows: DecodeState, logits: Tensor, record: Record
-) -> Beams:
+def _candidates(request: DecodeRequest, state: BeamState, rows: DecodeState, logits: Tensor, record: Record) -> Beams:
     """The best continuations by one token, enough of them that `num_beams` go on even if all end tokens are hit."""
     config, beams = request.config, _count(request.config)
     batch, vocabulary = request.prompt.shape[0], logits.shape[-1]

@@ -64,4 +64,3 @@ def choose(request: DecodeRequest, state: DecodeState, logits: Tensor, record: R
     state.append(torch.where(state.finished, request.pad_token, tokens))
     scored = tuple(record.steps.get("scores", ()))
     state.finished = state.finished | request.stopping(state.ids, scored)
-

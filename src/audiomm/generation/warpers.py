@@ -130,9 +130,7 @@ class TypicalLogitsWarper(_Filter):
     Source: locally typical sampling, arXiv:2202.00666.
     """
 
-    def __init__(
-        self, mass: float = 0.9, filter_value: float = MINUS_INFINITY, min_tokens_to_keep: int = 1
-    ) -> None:
+    def __init__(self, mass: float = 0.9, filter_value: float = MINUS_INFINITY, min_tokens_to_keep: int = 1) -> None:
         super().__init__(filter_value, min_tokens_to_keep)
         self.mass = float(_check("typical_p", mass, "a number above 0 and below 1", lambda v: 0 < v < 1))
 

@@ -49,7 +49,9 @@ class SpeechOptions:
             if getattr(self, name) < 0:
                 raise InputError(f"{name}={getattr(self, name)}: a number of milliseconds of at least 0 is needed.")
         if self.max_speech_duration_s <= 0:
-            raise InputError(f"max_speech_duration_s={self.max_speech_duration_s}: a number of seconds above 0 is needed.")
+            raise InputError(
+                f"max_speech_duration_s={self.max_speech_duration_s}: a number of seconds above 0 is needed."
+            )
 
 
 def speech_spans(

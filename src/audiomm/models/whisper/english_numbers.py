@@ -15,8 +15,27 @@ from typing import Any
 _ONES = {
     name: value
     for value, name in enumerate(
-        "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-        "eighteen nineteen".split(),
+        [
+            "one",
+            "two",
+            "three",
+            "four",
+            "five",
+            "six",
+            "seven",
+            "eight",
+            "nine",
+            "ten",
+            "eleven",
+            "twelve",
+            "thirteen",
+            "fourteen",
+            "fifteen",
+            "sixteen",
+            "seventeen",
+            "eighteen",
+            "nineteen",
+        ],
         start=1,
     )
 }
@@ -24,14 +43,25 @@ _ZEROS = frozenset({"o", "oh", "zero"})
 _TENS = {
     name: value
     for value, name in zip(
-        range(20, 100, 10), "twenty thirty forty fifty sixty seventy eighty ninety".split(), strict=True
+        range(20, 100, 10), ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"], strict=True
     )
 }
 _MULTIPLIERS = {"hundred": 100} | {
     name: 1000**power
     for power, name in enumerate(
-        "thousand million billion trillion quadrillion quintillion sextillion septillion octillion nonillion "
-        "decillion".split(),
+        [
+            "thousand",
+            "million",
+            "billion",
+            "trillion",
+            "quadrillion",
+            "quintillion",
+            "sextillion",
+            "septillion",
+            "octillion",
+            "nonillion",
+            "decillion",
+        ],
         start=1,
     )
 }
