@@ -27,7 +27,8 @@ SIZES: dict[str, dict[str, int]] = {
     "small": {"d_model": 768, "encoder_layers": 12, "decoder_layers": 12, "heads": 12},
     "medium": {"d_model": 1024, "encoder_layers": 24, "decoder_layers": 24, "heads": 16},
     "large-v3-turbo": {
-        "d_model": 1280, "encoder_layers": 32, "decoder_layers": 4, "heads": 20, "num_mel_bins": 128, "vocab_size": 51866,
+        "d_model": 1280, "encoder_layers": 32, "decoder_layers": 4, "heads": 20,
+        "num_mel_bins": 128, "vocab_size": 51866,
     },
 }  # fmt: skip
 
@@ -165,9 +166,8 @@ def in_child(code: str, *arguments: str, threads: int = 1) -> dict[str, float]:
 
     environment = {**os.environ, **thread_limits(threads), "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, *arguments], env=environment, capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-W", "ignore", "-c", code, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
@@ -188,7 +188,8 @@ def machine() -> dict[str, Any]:
     processor = Path("/proc/cpuinfo")
     if processor.exists():
         lines = processor.read_text().splitlines()
-        facts["processor"] = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "?")
+        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+        facts["processor"] = names[0] if names else "?"
         flags = next((line for line in lines if line.startswith("flags")), "")
         facts["features"] = [name for name in ("avx2", "avx512f", "amx_bf16", "amx_int8") if f" {name}" in flags]
     if hasattr(os, "getloadavg"):

@@ -74,7 +74,9 @@ def _faster(setting: Setting, hidden: np.ndarray) -> Callable[[int], Callable[[]
 
     def make(count: int) -> Callable[[], Any]:
         def run_once() -> Any:
-            options = {"beam_size": 1, "max_length": count + len(prompt), "suppress_tokens": [END], "suppress_blank": False}
+            # CTranslate2 generates half of max_length at most.
+            options = {"beam_size": 1, "max_length": 2 * count, "suppress_tokens": [END]}
+            options["suppress_blank"] = False
             found = model.generate(encoded, [prompt] * len(hidden), **options)
             assert len(found[0].sequences_ids[0]) >= count, len(found[0].sequences_ids[0])
             return found

@@ -82,9 +82,8 @@ def parse() -> argparse.Namespace:
 
 def print_facts(report: dict[str, Any]) -> None:
     facts = report["machine"]
-    versions = ", ".join(
-        f"{name} {facts[name]}" for name in ("audiomm", "torch", "transformers", "faster-whisper", "ctranslate2") if name in facts
-    )
+    packages = ("audiomm", "torch", "transformers", "faster-whisper", "ctranslate2")
+    versions = ", ".join(f"{name} {facts[name]}" for name in packages if name in facts)
     print(f"{facts.get('processor', '?')}, {facts['cores']} cores, {' '.join(facts.get('features', []))}")
     print(f"load {facts.get('load_average')}, threads {report['threads']}, python {facts['python']}, {versions}")
 
@@ -94,7 +93,8 @@ def print_table(name: str, results: dict[str, dict[str, dict[str, Any]]]) -> Non
     shown = ("wall_ms", "cpu_ms", "ratio", "cpu_ratio")
     for case, sides in results.items():
         for side, row in sides.items():
-            more = ", ".join(f"{key} {value}" for key, value in row.items() if key not in (*shown, "rounds_ms", "fastest_ms"))
+            rest = {key: value for key, value in row.items() if key not in (*shown, "rounds_ms", "fastest_ms")}
+            more = ", ".join(f"{key} {value}" for key, value in rest.items())
             cells = " | ".join(f"{row[key]:,.2f}" for key in shown)
             print(f"| {case} | {side} | {cells} | {more} |", flush=True)
 

@@ -127,7 +127,7 @@ def save_model(state: dict[str, Tensor], folder: Path) -> None:
         "no_timestamps_token_id": NO_TIMES,
         "pad_token_id": EOT,
         "prev_sot_token_id": PREV,
-        "return_timestamps": False,
+        "return_timestamps": True,
         "suppress_tokens": [],
         "task_to_id": {"transcribe": TRANSCRIBE, "translate": TRANSLATE},
     }

@@ -25,8 +25,6 @@ RATE = 16_000
 HOP = 160
 FRAMES_PER_SECOND = 50  # encoder positions, after the stride of two
 WINDOW_SECONDS = 30.0
-SEGMENT_PAUSE = 0.5  # a longer pause starts a new segment
-SEGMENT_DIGITS = 10
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SILENCE = len(WORDS)  # the class of a frame without a digit
 HELD_OUT_VOICES = ("flite-rms", "espeak-en-us+f5", "espeak-en-gb-x-rp+m8", "espeak-en+Andrea", "espeak-en-us+Michael")
@@ -170,22 +168,11 @@ class Window:
     open_end: bool = False
     content: float = 0.0  # seconds before the padding
 
-    def segments(self) -> list[list[tuple[int, float, float]]]:
-        """Group the digits at pauses, and after ten digits."""
-        groups: list[list[tuple[int, float, float]]] = []
-        for item in self.digits:
-            joined = groups and item[1] - groups[-1][-1][2] <= SEGMENT_PAUSE and len(groups[-1]) < SEGMENT_DIGITS
-            if joined:
-                groups[-1].append(item)
-            else:
-                groups.append([item])
-        return groups
-
 
 class WindowMaker:
     """Draws windows of joined digits, silence, noise and other words."""
 
-    def __init__(self, real: Voices, synthetic: Voices, others: Voices, seed: int, real_share: float = 0.7) -> None:
+    def __init__(self, real: Voices, synthetic: Voices, others: Voices, seed: int, real_share: float = 0.68) -> None:
         self.rng = np.random.default_rng(seed)
         self.groups = [(list(group), group) for group in (real, synthetic) if group]
         self.real_share = real_share if len(self.groups) > 1 else 1.0
@@ -336,7 +323,7 @@ class LogMel:
     def __init__(self, mel_filters: np.ndarray, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
         filters = torch.from_numpy(np.asarray(mel_filters, np.float32).T)  # (mels, 201)
-        self.warps = [self._warped(filters, alpha) for alpha in np.linspace(0.86, 1.16, 25)]
+        self.warps = [self._warped(filters, alpha) for alpha in np.linspace(0.83, 1.2, 31)]
         self.plain = filters
         self.window = torch.hann_window(400)
         self.difficulty = 1.0

@@ -65,7 +65,8 @@ def test_start_tokens_do_not_count_against_max_length(pair: Any, noise_features:
     for seed in SEEDS:
         theirs, ours = pair(seed=seed)
         features = noise_features(seed)
-        for options in ({"max_length": 20}, {"max_length": 9, "num_beams": 2}, {"max_length": 15, "prompt_ids": PROMPT}):
+        prompted = {"max_length": 15, "prompt_ids": PROMPT}
+        for options in ({"max_length": 20}, {"max_length": 9, "num_beams": 2}, prompted):
             expected = theirs.generate(features, language="en", **PLAIN, **options)
             found = ours.generate(features, language="en", **PLAIN, **options)
             assert same(expected, found), f"seed {seed}, {options}"

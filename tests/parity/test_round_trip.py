@@ -95,7 +95,9 @@ def test_shards_of_the_reference_are_read(limit: str, reference_model: Any, inpu
 
 
 @pytest.mark.parametrize("limit", ["20KB", "60KB"])
-def test_shards_are_read_by_the_reference(limit: str, reference: Any, pair: Any, inputs_for: Any, tmp_path: Path) -> None:
+def test_shards_are_read_by_the_reference(
+    limit: str, reference: Any, pair: Any, inputs_for: Any, tmp_path: Path
+) -> None:
     _, ours = pair(seed=5)
     folder = tmp_path / "shards"
     ours.save_pretrained(folder, max_shard_size=limit)

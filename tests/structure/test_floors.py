@@ -55,7 +55,8 @@ def imports_of(path: str, tree: ast.Module) -> set[str]:
             module = ".".join([*base, *([node.module] if node.module else [])])
             if module.split(".")[0] == "audiomm":
                 # "from . import mel" names modules; "from .mel import log_mel" names what is in one.
-                found.update(f"{module}.{alias.name}" for alias in node.names) if node.module is None else found.add(module)
+                names = [f"{module}.{alias.name}" for alias in node.names]
+                found.update(names if node.module is None else [module])
     return {name.removeprefix("audiomm").removeprefix(".") or "__init__" for name in found}
 
 
@@ -70,7 +71,8 @@ def complaint(importer: str, imported: str) -> str | None:
     if start == end == "models":
         family, other = importer.split(".")[1:2], imported.split(".")[1:2]
         if family and other and family != other:
-            return f"audiomm.{importer} imports audiomm.{imported}: families share through layers/, not through each other"
+            wrong = f"audiomm.{importer} imports audiomm.{imported}"
+            return f"{wrong}: families share through layers/, not through each other"
         return None
     if start == end:
         return None

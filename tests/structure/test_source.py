@@ -38,7 +38,8 @@ def findings(tree: ast.Module) -> list[str]:
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
             names = [node.module]
-        found += [f"line {node.lineno}: imports {n}" for n in names if n.split(".")[0] in REFERENCES | FORBIDDEN_MODULES]
+        unwanted = [name for name in names if name.split(".")[0] in REFERENCES | FORBIDDEN_MODULES]
+        found += [f"line {node.lineno}: imports {name}" for name in unwanted]
         if isinstance(node, ast.Call):
             if isinstance(node.func, ast.Name) and node.func.id in FORBIDDEN_CALLS:
                 found.append(f"line {node.lineno}: calls {node.func.id}()")
@@ -91,7 +92,8 @@ def test_every_file_delays_its_annotations(source_trees: dict[str, ast.Module]) 
     missing = []
     for path, tree in source_trees.items():
         futures = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module == "__future__"]
-        annotated = any(isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.AnnAssign)) for node in ast.walk(tree))
+        kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.AnnAssign)
+        annotated = any(isinstance(node, kinds) for node in ast.walk(tree))
         if annotated and not any(alias.name == "annotations" for node in futures for alias in node.names):
             missing.append(path)
     assert not missing, f"no 'from __future__ import annotations': {missing}"

@@ -1,11 +1,19 @@
-"""Position tables."""
+"""Tables of embeddings and positions."""
 
 from __future__ import annotations
 
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+
+def empty_embedding(rows: int, width: int, padding_idx: int | None = None) -> nn.Embedding:
+    """A table without initial values, which its model gives it.
+
+    nn.Embedding draws its own, and on the meta device that imports a second of torch's machinery for nothing.
+    """
+    return nn.Embedding(rows, width, padding_idx, _weight=torch.empty(rows, width))
 
 
 def sinusoids(length: int, channels: int, max_timescale: float = 10000.0) -> Tensor:

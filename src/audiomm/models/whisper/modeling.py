@@ -16,7 +16,7 @@ from ...base.errors import ShapeError
 from ...base.modeling import PreTrainedModel
 from ...base.outputs import BaseModelOutput, DecoderOutput, Seq2SeqModelOutput
 from ...layers.cache import Cache, LayerSpec, PassThrough
-from ...layers.embedding import sinusoids
+from ...layers.embedding import empty_embedding, sinusoids
 from ...layers.masks import attention_mask as build_mask
 from .augment import spec_augment
 from .config import WhisperConfig
@@ -70,7 +70,7 @@ class WhisperEncoder(WhisperPreTrainedModel):
         super().__init__(config)
         self.conv1 = nn.Conv1d(config.num_mel_bins, config.d_model, kernel_size=3, padding=1)
         self.conv2 = nn.Conv1d(config.d_model, config.d_model, kernel_size=3, stride=2, padding=1)
-        self.embed_positions = nn.Embedding(config.max_source_positions, config.d_model)
+        self.embed_positions = empty_embedding(config.max_source_positions, config.d_model)
         self.embed_positions.requires_grad_(False)
         self.layers = nn.ModuleList([WhisperEncoderLayer(config) for _ in range(config.encoder_layers)])
         self.layer_norm = nn.LayerNorm(config.d_model)
@@ -149,8 +149,8 @@ class WhisperDecoder(WhisperPreTrainedModel):
         super().__init__(config)
         padding = config.pad_token_id
         padding = padding if padding is not None and padding < config.vocab_size else None
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model, padding)
-        self.embed_positions = nn.Embedding(config.max_target_positions, config.d_model)
+        self.embed_tokens = empty_embedding(config.vocab_size, config.d_model, padding)
+        self.embed_positions = empty_embedding(config.max_target_positions, config.d_model)
         self.layers = nn.ModuleList([WhisperDecoderLayer(config) for _ in range(config.decoder_layers)])
         self.layer_norm = nn.LayerNorm(config.d_model)
         self.embed_scale = config.d_model**0.5 if config.scale_embedding else 1.0

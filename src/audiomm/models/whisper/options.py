@@ -66,6 +66,11 @@ class Options:
                 raise GenerationError(f"temperature={temperature}: 0 (greedy) or a number above it is needed.")
 
     @property
+    def has_context(self) -> bool:
+        """Text may stand before a window's start tokens."""
+        return self.condition_on_prev_tokens or self.prompt_ids is not None
+
+    @property
     def uses_fallback(self) -> bool:
         return self.compression_ratio_threshold is not None or self.logprob_threshold is not None
 
@@ -100,13 +105,22 @@ def config_for(config: GenerationConfig, temperature: float | None, prompt_lengt
     return config
 
 
-def new_token_limit(config: GenerationConfig, model: WhisperConfig, prompt_length: int, timestamps: bool) -> int:
+def new_token_limit(
+    config: GenerationConfig, model: WhisperConfig, options: Options, prompt_length: int, start_count: int
+) -> int:
     """New tokens that a pass may generate.
+
+    Args:
+        config: Options of the call, filled in.
+        model: Says how many positions the decoder has.
+        options: Say whether windows have timestamps, and text before them.
+        prompt_length: Tokens of the longest prompt of the batch.
+        start_count: Of these, start tokens.
 
     Raises:
         GenerationError: max_new_tokens asks for more than the decoder has positions.
     """
-    room = model.max_target_positions - prompt_length
+    half, room = model.max_target_positions // 2, model.max_target_positions - prompt_length
     if config.max_new_tokens is not None:
         if config.max_new_tokens > room:
             raise GenerationError(
@@ -115,11 +129,14 @@ def new_token_limit(config: GenerationConfig, model: WhisperConfig, prompt_lengt
                 f"{model.max_target_positions}: at most max_new_tokens={max(room, 0)} fits."
             )
         return config.max_new_tokens
+    if options.timestamps and options.has_context:
+        # Not what this batch leaves free but what the longest prompt would, so that no row depends on another.
+        room = model.max_target_positions - half - start_count
     if config.max_length is not None and config.max_length < model.max_target_positions:
         # As in transformers the start tokens and the text before them do not count.
-        return max(1, min(config.max_length - 1, room))
+        return max(1, min(config.max_length, room))
     # With timestamps half the decoder's length is for the new text, as OpenAI has it: 224 tokens.
-    return min(model.max_target_positions // 2, room) if timestamps else room
+    return min(half, room) if options.timestamps else room
 
 
 def context_room(config: GenerationConfig, model: WhisperConfig, start_count: int) -> int:

@@ -304,7 +304,8 @@ class Transcription:
         pad = self.config.pad_token_id
         prompt, mask = pad_left(prompts, int(self.config.eos_ids[0] if pad is None else pad), device)
         length = prompt.shape[1]
-        limit = new_token_limit(self.config, self.model.config, length, self.options.timestamps)
+        start_count = len(self.recordings[0].start_tokens)
+        limit = new_token_limit(self.config, self.model.config, self.options, length, start_count)
         config = config_for(self.config, temperature, length, limit)
         rules: list[Any] = []
         if self.options.timestamps:
