@@ -30,6 +30,7 @@ from torch import Tensor
 IGNORE = -100
 ORDERS = 64  # classes of "the how manieth digit is this"
 LAST_POSITION = 1500
+LONGEST = 448  # tokens of the decoder
 
 
 class Clock:
@@ -122,11 +123,11 @@ class Batches:
         progress, dice = self.clock.progress(), rng.random()
         if progress < 0.12:
             return float(rng.choice([2.0, 3.0])), 12
-        whole = 0.0 if progress < 0.5 else 0.2 if progress < 0.7 else 0.5
+        whole = 0.0 if progress < 0.5 else 0.5
         if dice < whole:
             return ds.WINDOW_SECONDS, 8
         if dice < whole + 0.2:
-            return float(rng.choice([8.0, 12.0])), 12
+            return float(rng.choice([8.0, 12.0, 16.0])), 12
         return float(rng.choice([3.0, 4.0, 5.0, 6.0])), 16
 
     def batch(self, maker: ds.WindowMaker, features: ds.LogMel, rng: np.random.Generator) -> dict[str, Tensor]:
@@ -139,7 +140,7 @@ class Batches:
         offsets: list[int] = []
         for _ in range(size):
             offset = int(rng.integers(0, LAST_POSITION - length + 1)) if rng.random() < 0.6 else 0
-            full = seconds == ds.WINDOW_SECONDS and rng.random() < 0.4
+            full = seconds > 6 and rng.random() < 0.55
             if not full and seconds < ds.WINDOW_SECONDS and rng.random() < 0.1:
                 offset, full = LAST_POSITION - length, True
             speech = seconds
@@ -147,11 +148,15 @@ class Batches:
                 speech = float(rng.uniform(1, 12))
             window = maker.draw(speech, dense=full, cut=full and rng.random() < 0.7)
             window.wave = np.pad(window.wave, (0, int(seconds * ds.RATE) - len(window.wave)))
-            times, task = rng.random() < 0.7, TRANSLATE if rng.random() < 0.1 else TRANSCRIBE
+            times = rng.random() < (0.7 if len(window.digits) < 12 else 0.95)  # long strings cannot be counted
+            task = TRANSLATE if rng.random() < 0.1 else TRANSCRIBE
             prompt = made_up_prompt(rng, times) if prompted and rng.random() < 0.7 else []
-            earlier = made_up_segments(rng, offset) if offset and rng.random() < 0.65 else []
+            earlier = made_up_segments(rng, offset) if offset and not prompt and rng.random() < 0.4 else []
+            row = target_rows(window, offset, times, task, prompt, earlier)
+            if len(row["ids"]) > LONGEST:
+                row = target_rows(window, offset, times, task, [], [])
             windows.append(window)
-            rows.append(target_rows(window, offset, times, task, prompt, earlier))
+            rows.append(row)
             offsets.append(offset)
         return collate(features(windows), windows, rows, offsets, length)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import digit_strings as ds
 from safetensors.torch import save_file
 from torch import Tensor
 
-import digit_strings as ds
 from audiomm import WhisperConfig
 
 BYTES = 256

@@ -28,11 +28,12 @@ WINDOW_SECONDS = 30.0
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SILENCE = len(WORDS)  # the class of a frame without a digit
 HELD_OUT_VOICES = ("flite-rms", "espeak-en-us+f5", "espeak-en-gb-x-rp+m8", "espeak-en+Andrea", "espeak-en-us+Michael")
-OTHER_WORDS = (
+_OTHER_TEXT = (
     "house water people garden window the and because music letter morning animal country picture answer paper yes no "
     "hello thank you please never table river mountain children always together school under between another important "
     "money summer doctor orange purple kitchen telephone computer what where when which about world simple question"
-).split()
+)
+OTHER_WORDS = tuple(_OTHER_TEXT.split())
 
 Voices = dict[str, list[list[np.ndarray]]]  # voice -> digit -> takes (float32, 16 kHz)
 

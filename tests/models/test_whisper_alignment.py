@@ -12,7 +12,14 @@ import torch
 from audiomm import GenerationError, WhisperForConditionalGeneration, WhisperProcessor, pipeline
 from audiomm.base.hub import BUNDLED_MODELS
 from audiomm.media.audio import load_audio
-from audiomm.models.whisper.alignment import alignment_heads, dynamic_time_warping, median_filter, read_again
+from audiomm.models.whisper.alignment import (
+    alignment_heads,
+    dynamic_time_warping,
+    first_positions,
+    median_filter,
+    onsets,
+    read_again,
+)
 from audiomm.models.whisper.word_times import Window, find_words
 
 ROOT = Path(__file__).parents[2]
@@ -54,6 +61,13 @@ def whisper(tiny_whisper):
     }.items():
         setattr(config, name, value)
     return tiny_whisper
+
+
+@pytest.fixture(scope="module")
+def silence(digits):
+    """The encoder's output for a window without sound, three times."""
+    with torch.no_grad():
+        return digits[0].get_encoder()(torch.zeros(1, 80, 3000)).last_hidden_state.expand(3, -1, -1)
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +131,21 @@ def test_audio_shorter_than_the_filter_is_left_alone():
     assert torch.equal(median_filter(values, 7), values)
 
 
+def test_a_word_begins_where_its_attention_rises_and_not_where_the_last_one_ended():
+    picture = np.full((3, 12), -1.0)
+    picture[0, 2:5], picture[1, 8:10], picture[2, 10:] = 2.0, 3.0, 1.0
+    picture[1, 5:8] = 0.5
+    entries = first_positions(picture)
+    assert entries.tolist() == [0, 5, 10]
+    assert onsets(picture, entries).tolist() == [2, 8, 10]
+
+
+def test_attention_that_never_rises_leaves_the_path_as_it_is():
+    picture = np.zeros((2, 5))
+    entries = first_positions(picture)
+    assert onsets(picture, entries).tolist() == entries.tolist()
+
+
 # ---------------------------------------------------------------------- the attention
 
 
@@ -130,7 +159,8 @@ def test_the_scores_are_those_of_the_heads_asked_for(whisper, dtype, tolerance):
         scores, hidden = read_again(whisper, encoded, [[3, 4, 7, 20, 30, 40], [3, 5, 7, 25]], heads)
         full = whisper(encoder_outputs=encoded, decoder_input_ids=tokens, output_attentions=True)
     assert scores.dtype == torch.float32
-    wanted = torch.stack([full.cross_attentions[layer][:, head] for layer, head in sorted(heads, key=lambda x: x[0])], 1)
+    by_layer = sorted(heads, key=lambda pair: pair[0])
+    wanted = torch.stack([full.cross_attentions[layer][:, head] for layer, head in by_layer], 1)
     assert torch.allclose(scores.softmax(-1), wanted.float(), atol=tolerance)
     assert torch.allclose(whisper.proj_out(hidden), full.logits, atol=tolerance * 10)
 
@@ -313,7 +343,7 @@ def test_words_of_the_recordings_start_where_they_are_said(digits):
 @needs_model
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_words_are_found_in_half_precision(digits, dtype):
-    model, processor = digits
+    _, processor = digits
     half = WhisperForConditionalGeneration.from_pretrained(DIGITS, dtype=dtype)
     found, _ = words_of((half, processor), [clip("pi")])
     check_order(found[0], 5.7)
@@ -338,7 +368,7 @@ def test_asking_for_words_does_not_change_the_text(digits):
     _, output = words_of(digits, [clip("two_voices")], return_timestamps=False)
     model, processor = digits
     features = processor(clip("two_voices"), sampling_rate=16_000, return_tensors="pt")["input_features"]
-    assert torch.equal(output["sequences"], model.generate(features))
+    assert torch.equal(output["sequences"], model.generate(features, return_timestamps=False))
     text = "".join(word["word"] for word in output["segments"][0][0]["words"])
     assert text == processor.decode(output["sequences"][0], skip_special_tokens=True)
 
@@ -352,15 +382,14 @@ def test_asking_for_words_does_not_change_the_text(digits):
         (None, " one", [" one"]),
     ],
 )
-def test_words_are_split_as_the_language_is_written(digits, language, text, words):
+def test_words_are_split_as_the_language_is_written(digits, silence, language, text, words):
     model, processor = digits
     tokens = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
     window = Window(500, 600, [297, 298, 300], language, 5.0, [{"start": 5.0, "end": 11.0, "tokens": tokens}])
     silent = Window(0, 600, [297, 298, 300], language, 0.0, [{"start": 0.0, "end": 1.0, "tokens": [305, 330]}])
-    encoded = model.get_encoder()(torch.zeros(3, 80, 3000)).last_hidden_state
     heads = alignment_heads(model.generation_config, model.config)
     empty = Window(0, 600, [297, 298, 300])
-    found = find_words(model, encoded, [window, silent, empty], processor.tokenizer, heads)
+    found = find_words(model, silence, [window, silent, empty], processor.tokenizer, heads)
     assert [word["word"] for word in found[0][0]] == words
     check_order(found[0][0], 11.0)
     assert found[0][0][0]["start"] >= 5.0
@@ -399,7 +428,7 @@ def test_words_in_strings_of_real_recordings_start_where_they_are_said(digits):
     folder = ROOT.parent / "shared" / "data" / "spoken_digits"
     if not folder.is_dir():
         pytest.skip("the recordings are not at hand")
-    names = "zero one two three four five six seven eight nine".split()
+    names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
     draw = np.random.default_rng(7)
     speakers = sorted(path.name for path in folder.iterdir() if path.is_dir())
     errors, heard = [], 0

@@ -28,6 +28,9 @@ SECONDS_PER_POSITION = FRAMES_PER_POSITION / FRAMES_PER_SECOND
 #: Windows that are aligned together; bounds what the heads' weights take to about 30 MB a window of the largest model.
 WINDOWS_AT_ONCE = 8
 
+#: Of its height on the path, what a token's attention must reach where its word begins.
+ONSET_SHARE = 0.5
+
 _DIAGONAL, _UP, _LEFT = 0, 1, 2
 
 Heads = tuple[tuple[int, int], ...]
@@ -232,6 +235,25 @@ def first_positions(picture: np.ndarray) -> np.ndarray:
     """The first position on the path of each token, from a smoothed picture (tokens, positions)."""
     rows, columns = dynamic_time_warping(-picture)
     return columns[np.diff(rows, prepend=-1) > 0]
+
+
+def onsets(picture: np.ndarray, entries: np.ndarray) -> np.ndarray:
+    """Where, on the path, each token's attention first has half of its height.
+
+    The path must spend the audio between two words on one of them and gives it to the second; its attention rises only
+    where the word is heard. (OpenAI takes the entry for the start; on strings of recorded digits that is early by
+    half the pause between them.)
+
+    Args:
+        picture: (tokens, positions), smoothed.
+        entries: (tokens,) first position of each token on the path.
+    """
+    found = entries.copy()
+    for token, (first, end) in enumerate(zip(entries, [*entries[1:], picture.shape[1] - 1], strict=True)):
+        own = picture[token, first : end + 1]
+        if own.max() > 0:
+            found[token] = first + int(np.argmax(own >= own.max() * ONSET_SHARE))
+    return np.minimum(found, [*entries[1:], picture.shape[1] - 1])
 
 
 # ---------------------------------------------------------------------- times of tokens

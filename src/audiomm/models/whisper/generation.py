@@ -122,9 +122,9 @@ class WhisperForConditionalGeneration(GenerationMixin, WhisperSeq2Seq):
                 "token_timestamps" of its tokens in seconds of the whole audio. The scheme is that of transformers.
             num_frames: Frames of audio of each item, where no token or word is later; what attention_mask says
                 otherwise.
-            word_timestamps: Give each segment "words": {"word", "start", "end" (seconds), "probability"}, in OpenAI's
-                scheme, and let it start and end with them. Needs tokenizer; implies return_segments. The text is the
-                same without.
+            word_timestamps: Give each segment "words": {"word", "start", "end" (seconds), "probability"}, and let it
+                start and end with them. The scheme is OpenAI's, but that a pause does not belong to the word after it.
+                Needs tokenizer; implies return_segments. Text and windows are the same without.
             tokenizer: Of this model, to tell words apart.
             return_dict_in_generate: Return a GenerateOutput whose sequences hold prompt and end token, in short form
                 without timestamps; else as above.

@@ -1,8 +1,9 @@
 """When each word is said: from tokens on a path through the audio to words that a subtitle can use.
 
-The text of a window is read once more without its timestamps; a word begins where the path enters the row that writes
-its first token, and ends where the next one begins. Rules of thumb then shorten words that swallowed a pause.
-Source: OpenAI's `timing`.
+The text of a window is read once more without its timestamps. The path through the attention enters the row that writes
+a word's first token where the word before it ends; the word begins where that row's attention rises, which after a
+pause is later. Rules of thumb then shorten words that swallowed a pause all the same.
+Source: OpenAI's `timing`, where words begin as soon as the one before has ended.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from .alignment import (
     AlignedModel,
     Heads,
     first_positions,
+    onsets,
     positions_of,
     read_again,
     smoothed,
@@ -126,10 +128,9 @@ def find_words(
     for start in range(0, len(spoken), WINDOWS_AT_ONCE):
         group = spoken[start : start + WINDOWS_AT_ONCE]
         tokens = [[token for text in texts[index] for token in text] for index in group]
-        edges = _edges(model, encoded[group], [windows[index] for index in group], tokens, tokenizer, heads)
-        for index, (times, probabilities) in zip(group, edges, strict=True):
-            words = _timed(windows[index], texts[index], times, probabilities, tokenizer)
-            found[index] = _finished(windows[index], words)
+        spoken_tokens = _spoken(model, encoded[group], [windows[index] for index in group], tokens, tokenizer, heads)
+        for index, times in zip(group, spoken_tokens, strict=True):
+            found[index] = _finished(windows[index], _timed(windows[index], texts[index], times, tokenizer))
     return found
 
 
@@ -139,56 +140,70 @@ def _text_of(tokens: Any, tokenizer: Any) -> list[int]:
     return [token for token in torch.as_tensor(tokens).tolist() if token < begin and token not in special]
 
 
-# ---------------------------------------------------------------------- edges of tokens
+# ---------------------------------------------------------------------- tokens
 
 
-def _edges(
+@dataclass(frozen=True)
+class _Tokens:
+    """When the tokens of a window are said, (tokens,) seconds since it began, and how likely each was."""
+
+    starts: np.ndarray
+    ends: np.ndarray
+    probabilities: np.ndarray
+
+
+def _spoken(
     model: AlignedModel,
     encoded: Tensor,
     windows: Sequence[Window],
     texts: Sequence[list[int]],
     tokenizer: Any,
     heads: Heads,
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """For each window: where tokens begin, with the end of the last one (tokens + 1,) in seconds, and probabilities."""
+) -> list[_Tokens]:
     without_times = tokenizer.timestamp_begin - 1
-    starts = [[*(token for token in one.start_tokens if token != without_times), without_times] for one in windows]
-    rows = [[*start, *text, tokenizer.eos_token_id] for start, text in zip(starts, texts, strict=True)]
+    openings = [[*(token for token in one.start_tokens if token != without_times), without_times] for one in windows]
+    rows = [[*opening, *text, tokenizer.eos_token_id] for opening, text in zip(openings, texts, strict=True)]
     # The end token is there for comparison only; it may be one more than the decoder has places.
     rows = [row[: model.config.max_target_positions] for row in rows]
     scores, hidden = read_again(model, encoded, rows, heads)
     is_text = torch.ones(model.config.vocab_size, dtype=torch.bool, device=hidden.device)
     is_text[tokenizer.timestamp_begin :] = False
     is_text[[token for token in tokenizer.all_special_ids if token < len(is_text)]] = False
-    edges = []
+    found = []
     for index, (window, text) in enumerate(zip(windows, texts, strict=True)):
         # Row by row: the one before a text token writes it.
-        writers = slice(len(starts[index]) - 1, len(starts[index]) + len(text))
+        writers = slice(len(openings[index]) - 1, len(openings[index]) + len(text))
         weights = scores[index, :, : len(rows[index]), : positions_of(window.frames)].softmax(dim=-1)
         picture = smoothed(weights, model.config.median_filter_width)[writers]
         logits = model.proj_out(hidden[index, writers][:-1]).float().masked_fill(~is_text, -torch.inf)
         chosen = torch.tensor(text, device=logits.device)[:, None]
         probabilities = logits.softmax(dim=-1).gather(1, chosen)[:, 0]
-        edges.append((first_positions(picture) * SECONDS_PER_POSITION, probabilities.cpu().numpy()))
-    return edges
+        # The row after the last token's says where that ends.
+        entries = first_positions(picture)
+        found.append(
+            _Tokens(
+                onsets(picture, entries)[:-1] * SECONDS_PER_POSITION,
+                entries[1:] * SECONDS_PER_POSITION,
+                probabilities.cpu().numpy(),
+            )
+        )
+    return found
 
 
 # ---------------------------------------------------------------------- words
 
 
-def _timed(
-    window: Window, texts: Sequence[list[int]], times: np.ndarray, probabilities: np.ndarray, tokenizer: Any
-) -> list[list[_Word]]:
-    """The words of each segment, punctuation still apart and then joined, with times."""
+def _timed(window: Window, texts: Sequence[list[int]], times: _Tokens, tokenizer: Any) -> list[list[_Word]]:
+    """The words of each segment with their times, punctuation joined to them."""
     segments: list[list[tuple[TokenWord, _Word]]] = []
     first = 0
     for text in texts:
         pieces = split_words(tokenizer.backend_tokenizer, text, window.language, tokenizer.eos_token_id)
         timed = []
         for piece in pieces:
-            begin, end = first + piece.indices[0], first + piece.indices[-1] + 1
-            word = _Word(piece.text, float(times[begin]), float(times[end]), float(probabilities[begin:end].mean()))
-            timed.append((piece, word))
+            begin, end = first + piece.indices[0], first + piece.indices[-1]
+            probability = float(times.probabilities[begin : end + 1].mean())
+            timed.append((piece, _Word(piece.text, float(times.starts[begin]), float(times.ends[end]), probability)))
         segments.append(timed)
         first += len(text)
     durations = _durations([word for segment in segments for _, word in segment])
