@@ -11,6 +11,11 @@ import sys
 
 import pytest
 
+# The reference's own reader leaves files open.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
 CASES = [
     "whisper_features/options",
     "whisper_features/openai_log_mel",

@@ -8,7 +8,7 @@ import itertools
 import pytest
 import torch
 
-from audiomm import GenerationError, ShapeError, TextIteratorStreamer
+from audiomm import GenerationError, ShapeError, TextIteratorStreamer, WhisperForCausalLM
 from audiomm.models.whisper.segments import split_segments
 
 # The tiny model's vocabulary: 0 pad, 2 end, 3 start, 4-6 languages, 7-8 tasks, 76 startofprev, 77 nospeech,
@@ -154,6 +154,41 @@ def test_a_streamer_gets_the_tokens_as_they_come(whisper):
     tokens = whisper.generate(noise(1, 40), language="en", max_new_tokens=6, streamer=streamer)[0]
     streamed = [int(word) for word in "".join(streamer).split()]
     assert [token for token in streamed if token != 2] == tokens.tolist()
+
+
+def test_a_stream_goes_on_through_the_windows(whisper):
+    class Ids:
+        def decode(self, tokens, **kwargs):
+            return " ".join(str(int(token)) for token in tokens) + " "
+
+    streamer = TextIteratorStreamer(Ids(), skip_prompt=True)
+    features = noise(1, 110)
+    segments = whisper.generate(features, language="en", max_new_tokens=8, streamer=streamer, return_segments=True)
+    streamed = [int(word) for word in "".join(streamer).split()]
+    texts = [token for one in segments["segments"][0] for token in one["tokens"].tolist()]
+    assert len({one["seek"] for one in segments["segments"][0]}) > 1
+    remaining = iter(streamed)
+    # Text that a window's end cut off is streamed too, and heard again in the next window.
+    assert all(token in remaining for token in texts)
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_drafts_change_nothing(whisper, tiny_whisper_config, tmp_path, cache):
+    torch.manual_seed(5)
+    small = type(whisper)(tiny_whisper_config(decoder_layers=1, encoder_layers=1)).eval()
+    small.save_pretrained(tmp_path)
+    decoder = WhisperForCausalLM.from_pretrained(tmp_path)
+    for frames, lengths in ((40, (40, 40)), (110, (110, 70))):
+        options = {
+            "attention_mask": mask(*lengths), "language": "en", "return_timestamps": True, "max_new_tokens": 10,
+            "cache_implementation": cache,
+        }  # fmt: skip
+        features = noise(2, frames)
+        expected = whisper.generate(features, **options)
+        for assistant in (small, decoder, whisper):
+            assert torch.equal(whisper.generate(features, assistant_model=assistant, **options), expected)
+    with pytest.raises(GenerationError, match="encoder of its own"):
+        whisper.generate(encoder_outputs=whisper.get_encoder()(noise(1, 40)), assistant_model=small)
 
 
 # ---------------------------------------------------------------------- long form
@@ -319,7 +354,7 @@ def test_a_pair_at_zero_does_not_stay_in_place_for_ever():
         ({"num_segment_frames": 41}, "accepted are 2 to 40"),
         ({"attention_mask": torch.ones(1, 39)}, "frames. = .1, 40. is needed"),
         ({"colour": "red"}, "'colour' is neither"),
-        ({"assistant_model": object()}, "does not take drafts"),
+        ({"streamer": object(), "temperature": (0.0, 0.5)}, "cannot take back"),
     ],
 )
 def test_options_that_cannot_be_are_named(whisper, options, message):

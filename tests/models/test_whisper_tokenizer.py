@@ -12,7 +12,7 @@ import torch
 from tokenizers import pre_tokenizers
 
 from audiomm.base.errors import CheckpointNotFoundError, ConfigError, InputError
-from audiomm.models.whisper.languages import ALIASES, LANGUAGES, TO_LANGUAGE_CODE, language_code
+from audiomm.base.languages import ALIASES, LANGUAGES, TO_LANGUAGE_CODE, language_code
 from audiomm.models.whisper.tokenizer import WhisperTokenizer, WhisperTokenizerFast
 
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())

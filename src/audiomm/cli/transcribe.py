@@ -16,8 +16,8 @@ import torch
 
 from ..base.errors import InputError, SaveError
 from ..base.hub import make_folder
+from ..base.languages import language_code
 from ..base.transcript import Transcript
-from ..models.whisper.languages import language_code
 from ..pipelines import get_writer, pipeline
 from ..pipelines.base import batched, resolve_device, resolve_dtype
 from ..pipelines.writers import SubtitleOptions, Writer, format_timestamp, output_names

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..base.languages import LANGUAGES
 from ..base.transcript import Segment, Timestamps, Transcript, Word
-from ..models.whisper.languages import LANGUAGES
 from .clips import Piece
 
 _CODES = {name: code for code, name in LANGUAGES.items()}

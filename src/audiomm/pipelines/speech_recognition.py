@@ -24,8 +24,8 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from ..base.errors import InputError
+from ..base.languages import LANGUAGES
 from ..base.transcript import Timestamps, Transcript
-from ..models.whisper.languages import LANGUAGES
 from .assembly import Assembler, Heard
 from .base import Pipeline, batched
 from .clips import LOAD_OPTIONS, Piece, cut, read_clip

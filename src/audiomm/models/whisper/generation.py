@@ -7,14 +7,12 @@ Source: arXiv:2212.04356.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...base.errors import GenerationError, ShapeError
-from ...base.hub import Source, read_json
 from ...base.outputs import ModelOutput
 from ...generation import GenerationConfig, GenerationMixin
 from ...generation.mixin import eval_mode
@@ -30,9 +28,8 @@ from .options import (
     start_tokens,
     word_tokenizer,
 )
-from .transcription import NoSpeechProbe, Transcription, fit_window
-
-GENERATION_CONFIG_NAME = "generation_config.json"
+from .protocol import NoSpeechProbe, fit_window
+from .transcription import Transcription
 
 
 class WhisperForConditionalGeneration(GenerationMixin, WhisperSeq2Seq):
@@ -42,20 +39,14 @@ class WhisperForConditionalGeneration(GenerationMixin, WhisperSeq2Seq):
         super().__init__(config)
         self.generation_config = GenerationConfig.from_model_config(config)
 
-    def load_side_files(self, source: Source) -> None:
-        path = source.find(GENERATION_CONFIG_NAME)
-        if path is not None:
-            self.generation_config = GenerationConfig.from_dict(read_json(path))
-
-    def save_side_files(self, folder: Path) -> None:
-        self.generation_config.save_pretrained(folder)
-
-    def prefill(self, input_ids: Tensor, cache: Any, *, probe: NoSpeechProbe | None = None, **inputs: Any) -> ModelOutput:
+    def prefill(  # type: ignore[override]
+        self, input_ids: Tensor, cache: Any, *, probe: NoSpeechProbe | None = None, **inputs: Any
+    ) -> ModelOutput:
         """As `WhisperSeq2Seq.prefill`, and the no-speech probability where a probe asks for it."""
         if probe is None:
             return super().prefill(input_ids, cache, **inputs)
         output = super().prefill(input_ids, cache, **inputs, logits_to_keep=probe.places_from_end)
-        probe.probability = output.logits[:, 0].float().softmax(dim=-1)[:, probe.token]
+        probe.probability = output["logits"][:, 0].float().softmax(dim=-1)[:, probe.token]
         return output
 
     # ------------------------------------------------------------------ the call
@@ -91,6 +82,7 @@ class WhisperForConditionalGeneration(GenerationMixin, WhisperSeq2Seq):
         force_unique_generate_call: bool | None = None,
         monitor_progress: Callable[[Tensor], None] | None = None,
         encoder_outputs: Any = None,
+        assistant_model: Any = None,
         streamer: Any = None,
         generator: Any = None,
         **kwargs: Any,
@@ -131,7 +123,9 @@ class WhisperForConditionalGeneration(GenerationMixin, WhisperSeq2Seq):
             force_unique_generate_call: One pass over the first window, prompt and end token kept.
             monitor_progress: Called before each window with (batch, 2) frames done and frames in all.
             encoder_outputs: Of one window, instead of features.
-            streamer: Takes tokens as they come; batches of one only.
+            assistant_model: A smaller Whisper, or the decoder of one (WhisperForCausalLM) that reads this model's
+                encoder, which drafts tokens; the result is the same without. For greedy decoding and sampling.
+            streamer: Takes tokens as they come, window after window; batches of one only.
             generator: Source of random numbers.
             **kwargs: Fields of GenerationConfig.
 
@@ -146,8 +140,6 @@ class WhisperForConditionalGeneration(GenerationMixin, WhisperSeq2Seq):
         """
         if kwargs.get("inputs") is not None and input_features is None:
             input_features = kwargs.pop("inputs")
-        if kwargs.pop("assistant_model", None) is not None:
-            raise GenerationError("assistant_model: Whisper does not take drafts here; leave it unset.")
         for name in ("time_precision", "time_precision_features"):
             kwargs.pop(name, None)
         own = {
@@ -180,6 +172,11 @@ class WhisperForConditionalGeneration(GenerationMixin, WhisperSeq2Seq):
                 word_tokenizer=word_tokenizer(word_timestamps, tokenizer),
                 num_frames=frames_per_item(num_frames, len(lengths)),
             )
+            if streamer is not None and len(options.temperatures) > 1:
+                raise GenerationError(
+                    f"a streamer cannot take back what a fallback through temperature={temperature!r} replaces: pass "
+                    "one temperature, or no streamer."
+                )
             run = Transcription(
                 self,
                 config,
@@ -188,6 +185,7 @@ class WhisperForConditionalGeneration(GenerationMixin, WhisperSeq2Seq):
                 logits_processor=list(logits_processor or ()),
                 stopping_criteria=list(stopping_criteria or ()),
                 prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
+                assistant=assistant_model,
                 streamer=streamer,
                 generator=generator,
                 encoded=None if encoder_outputs is None else as_encoder_output(encoder_outputs),
@@ -198,13 +196,14 @@ class WhisperForConditionalGeneration(GenerationMixin, WhisperSeq2Seq):
             if word_timestamps and (unique or several):
                 what = "force_unique_generate_call" if unique else "num_return_sequences"
                 raise GenerationError(
-                    f"word_timestamps=True puts words into segments, and {what}={kwargs.get(what, True)} gives none: leave "
-                    "one of them out."
+                    f"word_timestamps=True puts words into segments, and {what}={kwargs.get(what, True)} gives none: "
+                    "leave one of them out."
                 )
             as_model_output = bool(config.return_dict_in_generate) and not (options.timestamps or word_timestamps)
-            if unique or as_model_output or several:
-                return run.single_pass(keep_prompt=unique, as_output=bool(config.return_dict_in_generate))
-            run.run(monitor_progress)
+            with run.stream():
+                if unique or as_model_output or several:
+                    return run.single_pass(keep_prompt=unique, as_output=bool(config.return_dict_in_generate))
+                run.run(monitor_progress)
         as_dict = return_segments or word_timestamps or options.return_token_timestamps
         return run.result(as_dict=as_dict or bool(config.return_dict_in_generate))
 
@@ -233,15 +232,15 @@ class WhisperForConditionalGeneration(GenerationMixin, WhisperSeq2Seq):
         ids = language_ids(config)
         if encoder_outputs is None:
             if input_features is None:
-                raise GenerationError("detect_language() needs input_features (batch, mel bins, frames) or encoder_outputs.")
+                raise GenerationError("pass input_features (batch, mel bins, frames) or encoder_outputs: both are None")
             windows = fit_window(input_features[:, :, : num_segment_frames or None], self.config.window_frames)
             encoder_outputs = self.get_encoder()(windows.to(self.device))
-        encoded = as_encoder_output(encoder_outputs)
+        hidden = as_encoder_output(encoder_outputs)[0]
         start = start_tokens(config, None, None, True, False)
-        prompt = torch.tensor([start] * len(encoded.last_hidden_state), device=encoded.last_hidden_state.device)
-        output = self.prefill(prompt, self.make_cache(len(prompt)), encoder_outputs=encoded)
+        prompt = torch.tensor([start] * len(hidden), device=hidden.device)
+        output = self.prefill(prompt, self.make_cache(len(prompt)), encoder_outputs=hidden)
         table = torch.tensor(sorted(ids.values()), device=prompt.device)
-        scores = output.logits[:, -1].float().index_select(-1, table)
+        scores = output["logits"][:, -1].float().index_select(-1, table)
         best = table[scores.argmax(dim=-1)]
         if not return_probabilities:
             return best
@@ -260,7 +259,7 @@ class WhisperForConditionalGeneration(GenerationMixin, WhisperSeq2Seq):
         if features is None:
             if encoder_outputs is None:
                 raise GenerationError("there is nothing to transcribe: pass input_features (batch, mel bins, frames).")
-            rows = len(as_encoder_output(encoder_outputs).last_hidden_state)
+            rows = len(as_encoder_output(encoder_outputs)[0])
             return None, torch.full((rows,), window)
         if features.dim() != 3 or features.shape[1] != self.config.num_mel_bins or not features.shape[0]:
             raise ShapeError(

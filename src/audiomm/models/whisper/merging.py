@@ -14,7 +14,7 @@ import numpy as np
 
 from ...base.encoding import plain_list
 from ...base.errors import InputError
-from .languages import LANGUAGES
+from ...base.languages import LANGUAGES
 
 if TYPE_CHECKING:
     from .tokenizer import WhisperTokenizer

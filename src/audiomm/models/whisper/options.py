@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ...base.errors import GenerationError
+from ...base.languages import LANGUAGES, language_code
 from ...generation import GenerationConfig
 from .config import WhisperConfig
-from .languages import LANGUAGES, language_code
 
 #: Above this temperature a text is too free to be the next window's context.
 RESET_TEMPERATURE = 0.5
@@ -54,7 +54,8 @@ class Options:
     def __post_init__(self) -> None:
         if self.prompt_condition_type not in {"first-segment", "all-segments"}:
             raise GenerationError(
-                f"prompt_condition_type={self.prompt_condition_type!r}: accepted are 'first-segment' and 'all-segments'."
+                f"prompt_condition_type={self.prompt_condition_type!r}: accepted are 'first-segment' and "
+                "'all-segments'."
             )
         if self.prompt_ids is not None and (self.prompt_ids.dim() != 1 or not len(self.prompt_ids)):
             raise GenerationError(
@@ -168,8 +169,8 @@ def language_ids(config: GenerationConfig) -> dict[str, int]:
     table = getattr(config, "lang_to_id", None)
     if not table:
         raise GenerationError(
-            "the generation config has no lang_to_id, so languages cannot be named: load one of a multilingual Whisper, "
-            "or set lang_to_id."
+            "the generation config has no lang_to_id, so languages cannot be named: load one of a multilingual "
+            "Whisper, or set lang_to_id."
         )
     return {token.strip("<|>"): int(index) for token, index in table.items()}
 
@@ -216,7 +217,9 @@ def languages_per_item(language: Any, batch: int) -> list[str | None]:
         return [language] * batch
     languages = list(language)
     if len(languages) != batch:
-        raise GenerationError(f"language holds {len(languages)} entries for a batch of {batch}: pass one for each, or one.")
+        raise GenerationError(
+            f"language holds {len(languages)} entries for a batch of {batch}: pass one for each, or one."
+        )
     return languages
 
 
@@ -260,7 +263,9 @@ def start_tokens(
     """The tokens every window's text follows: start, language, task, and <|notimestamps|> unless they are wanted."""
     start = config.decoder_start_token_id
     if start is None:
-        raise GenerationError("the generation config has no decoder_start_token_id: set it to <|startoftranscript|>'s id.")
+        raise GenerationError(
+            "the generation config has no decoder_start_token_id: set it to the id of <|startoftranscript|>."
+        )
     tokens = [int(start[0] if isinstance(start, list) else start)]
     if multilingual:
         if language is not None:

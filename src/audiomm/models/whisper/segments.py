@@ -116,5 +116,5 @@ def pad_left(rows: list[list[int]], value: int, device: torch.device) -> tuple[T
 
 def segment_dict(start: float, end: float, tokens: Tensor, **facts: Any) -> dict[str, Any]:
     """The form in which generate() returns a segment: times as float64 tensors, as transformers has them."""
-    double = torch.float64
-    return {"start": torch.tensor(start, dtype=double), "end": torch.tensor(end, dtype=double), "tokens": tokens, **facts}
+    times = {"start": torch.tensor(start, dtype=torch.float64), "end": torch.tensor(end, dtype=torch.float64)}
+    return {**times, "tokens": tokens, **facts}

@@ -18,9 +18,9 @@ from tokenizers import Tokenizer, processors
 from ...base.encoding import token_ids_of
 from ...base.errors import ConfigError, InputError
 from ...base.hub import Source, make_folder, read_json, write_json
+from ...base.languages import LANGUAGES, language_code
 from ...base.tokenizer import PreTrainedTokenizer
 from ...base.tokenizer_files import byte_level_bpe
-from .languages import LANGUAGES, language_code
 from .merging import ChunkMerger
 from .normalizer import BasicTextNormalizer, EnglishTextNormalizer
 from .words import PREPEND_PUNCTUATIONS, TokenWord, merge_punctuations, split_words

@@ -9,12 +9,13 @@ Source: arXiv:2212.04356, section 4.5; the rules of OpenAI's `transcribe`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from ...base.errors import GenerationError
@@ -28,7 +29,7 @@ from ...generation import (
     generate_tokens,
 )
 from .alignment import Heads, alignment_heads, last_repeated, token_times
-from .config import FRAMES_PER_SECOND, WhisperConfig
+from .config import FRAMES_PER_SECOND
 from .options import (
     RESET_TEMPERATURE,
     Options,
@@ -41,35 +42,10 @@ from .options import (
     new_token_limit,
     start_tokens,
 )
+from .protocol import NoSpeechProbe, Transcriber, fit_window, select
 from .recordings import Recording, WindowText, collect, compression_ratio
 from .segments import pad_left, pad_right, split_segments, without_closing_pair
 from .word_times import Window, add_words
-
-
-@dataclass
-class NoSpeechProbe:
-    """Asks prefill for the probability of <|nospeech|> right after <|startoftranscript|>, from the raw logits."""
-
-    token: int
-    places_from_end: int
-    probability: Tensor | None = None
-
-
-class Transcriber(Protocol):
-    """What the loop asks of the model, besides what `generation.Decoder` asks."""
-
-    config: WhisperConfig
-    device: torch.device
-    proj_out: nn.Linear
-
-    def get_encoder(self) -> Any:
-        """The encoder: windows (batch, mel bins, frames) to hidden states."""
-
-    def get_decoder(self) -> Any:
-        """The decoder: token ids and the encoder's output to hidden states."""
-
-    def detect_language(self, *, encoder_outputs: Any, generation_config: GenerationConfig) -> Tensor:
-        """(batch,) language tokens."""
 
 
 class Transcription:
@@ -85,6 +61,7 @@ class Transcription:
         logits_processor: list[Any],
         stopping_criteria: list[Any],
         prefix_allowed_tokens_fn: Any,
+        assistant: Any,
         streamer: Any,
         generator: Any,
         encoded: BaseModelOutput | None,
@@ -93,6 +70,7 @@ class Transcription:
         self.features, self.encoded = features, encoded
         self.logits_processor, self.stopping_criteria = logits_processor, stopping_criteria
         self.prefix_allowed_tokens_fn, self.streamer, self.generator = prefix_allowed_tokens_fn, streamer, generator
+        self.assistant = assistant
         self.recordings: list[Recording] = []
         no_timestamps = getattr(config, "no_timestamps_token_id", None)
         #: Id of <|0.00|>; larger than any token where there are no timestamps.
@@ -128,18 +106,31 @@ class Transcription:
     def _language_tokens(self, languages: list[str | None], task: str | None) -> list[int | None]:
         tokens = [None if language is None else language_token(language, self.config) for language in languages]
         unknown = [row for row, token in enumerate(tokens) if token is None]
-        forced = forced_start(self.config, self.model.config).get(1) if task is None and len(unknown) == len(tokens) else None
-        if forced is not None:
+        forced = forced_start(self.config, self.model.config).get(1)
+        if forced is not None and task is None and len(unknown) == len(tokens):
             return [forced] * len(tokens)
         if unknown:
             if self._first is None:
                 self._first = self._windows(self.recordings)
-            found = self.model.detect_language(encoder_outputs=select(self._first, unknown), generation_config=self.config)
+            heard = select(self._first, unknown)
+            found = self.model.detect_language(encoder_outputs=heard, generation_config=self.config)
             for row, token in zip(unknown, found.tolist(), strict=True):
                 tokens[row] = token
         return tokens
 
     # ------------------------------------------------------------------ the loop
+
+    @contextmanager
+    def stream(self) -> Iterator[None]:
+        """The first prompt goes to the streamer before the block, and its end after it, whatever happens."""
+        if self.streamer is None:
+            yield
+            return
+        try:
+            self.streamer.put(torch.tensor([self._prompt(recording) for recording in self.recordings]))
+            yield
+        finally:
+            self.streamer.end()
 
     def run(self, monitor: Callable[[Tensor], None] | None = None) -> None:
         """Go through all windows of all recordings."""
@@ -158,9 +149,9 @@ class Transcription:
     def _windows(self, active: list[Recording]) -> BaseModelOutput:
         """The encoder's output for the next window of each recording."""
         first, self._first = self._first, None
-        if first is not None and len(first.last_hidden_state) == len(active):
+        if first is not None and len(first[0]) == len(active):
             return first
-        return self._encode([(one.row, one.seek, self._frames_to_read(one)) for one in active])
+        return self._encode(active, self.model)
 
     def _frames_to_read(self, recording: Recording) -> int:
         """Frames of the next window that the encoder gets as they are.
@@ -173,12 +164,15 @@ class Transcription:
         end = frames if frames <= self.model.config.window_frames else recording.end
         return min(end - recording.seek, self.options.window_frames)
 
-    def _encode(self, spans: list[tuple[int, int, int]]) -> BaseModelOutput:
-        """Encode windows (row, first frame, frames), padded at the right with 0.0."""
+    def _encode(self, recordings: list[Recording], model: Any) -> BaseModelOutput:
+        """The output of a model's encoder for the next window of each recording, padded at the right with 0.0."""
         assert self.features is not None, "without features the encoder's output was passed in"
         size = self.model.config.window_frames
-        windows = [fit_window(self.features[row : row + 1, :, start : start + count], size) for row, start, count in spans]
-        encoded = self.model.get_encoder()(
+        windows = [
+            fit_window(self.features[one.row : one.row + 1, :, one.seek : one.seek + self._frames_to_read(one)], size)
+            for one in recordings
+        ]
+        encoded = model.get_encoder()(
             torch.cat(windows).to(self.model.device),
             output_attentions=self.config.output_attentions,
             output_hidden_states=self.config.output_hidden_states,
@@ -275,7 +269,7 @@ class Transcription:
     ) -> list[WindowText]:
         """Decode one window of each recording at one temperature."""
         prompts = [self._prompt(recording) for recording in recordings]
-        output, prompt_length, probe = self._pass(encoded, prompts, temperature)
+        output, prompt_length, probe = self._pass(encoded, prompts, temperature, recordings)
         assert output.sequences is not None, "a loop always returns sequences"
         rows = output.sequences[:, prompt_length:]
         averages = self._averages(output, rows)
@@ -297,7 +291,11 @@ class Transcription:
         return texts
 
     def _pass(
-        self, encoded: BaseModelOutput, prompts: list[list[int]], temperature: float | None
+        self,
+        encoded: BaseModelOutput,
+        prompts: list[list[int]],
+        temperature: float | None,
+        recordings: list[Recording],
     ) -> tuple[GenerateOutput, int, NoSpeechProbe | None]:
         """Run the decoder; the output, the length of the padded prompt, and the no-speech probe."""
         device = encoded.last_hidden_state.device  # type: ignore[union-attr]
@@ -314,6 +312,7 @@ class Transcription:
             config,
             prompt_length=length,
             max_length=length + limit,
+            prompt_mask=mask,
             prefix_allowed_tokens_fn=self.prefix_allowed_tokens_fn,
             model_processors=rules,
             user_processors=self.logits_processor,
@@ -328,10 +327,24 @@ class Transcription:
             processors=LogitsProcessorList(processors),
             stopping=StoppingCriteriaList(self.stopping_criteria),
             streamer=self.streamer,
+            stream_goes_on=True,
             generator=self.generator,
             logprobs=True,
+            assistant_model=self.assistant,
+            assistant_inputs=self._assistant_inputs(encoded, recordings),
         )
         return output, length, probe
+
+    def _assistant_inputs(self, encoded: BaseModelOutput, recordings: list[Recording]) -> dict[str, Any] | None:
+        """What a draft model reads: this model's encoder output, or its own encoder's of the same windows."""
+        if self.assistant is None or not self.assistant.config.is_encoder_decoder:
+            return None if self.assistant is None else {"encoder_outputs": encoded}
+        if self.features is None:
+            raise GenerationError(
+                "assistant_model has an encoder of its own and needs input_features; with encoder_outputs alone pass "
+                "a WhisperForCausalLM, which reads them."
+            )
+        return {"encoder_outputs": self._encode(recordings, self.assistant)}
 
     def _probe(self, prompts: list[list[int]]) -> NoSpeechProbe | None:
         """A no-speech probe, where the vocabulary has a token for it and the rows start at the same place."""
@@ -359,7 +372,7 @@ class Transcription:
             text = words if not recording.windows else []
         if not text or opening == [None]:
             return recording.start_tokens
-        return [*opening, *text, *recording.start_tokens]  # type: ignore[list-item]
+        return [*opening, *text, *recording.start_tokens]
 
     def _previous_start(self) -> int | None:
         token = getattr(self.config, "prev_sot_token_id", None)
@@ -407,7 +420,7 @@ class Transcription:
             )
         encoded = self._windows(self.recordings)
         prompts = [self._prompt(recording) for recording in self.recordings]
-        output, length, _ = self._pass(encoded, prompts, self.options.temperatures[0])
+        output, length, _ = self._pass(encoded, prompts, self.options.temperatures[0], self.recordings)
         assert output.sequences is not None, "a loop always returns sequences"
         times = None
         if self.options.return_token_timestamps:
@@ -451,18 +464,3 @@ class Transcription:
 
 def _last(tokens: list[int], count: int) -> list[int]:
     return tokens[-count:] if count > 0 else []
-
-
-def fit_window(features: Tensor, frames: int) -> Tensor:
-    """Features (batch, mel bins, any) cut or padded at the right with 0.0 to `frames`, as OpenAI's transcribe pads."""
-    features = features[:, :, :frames]
-    return functional.pad(features, (0, frames - features.shape[-1]))
-
-
-def select(encoded: BaseModelOutput, rows: list[int]) -> BaseModelOutput:
-    """Some rows of an encoder's output."""
-    hidden = encoded.last_hidden_state
-    assert hidden is not None, "an encoder always returns its last hidden state"
-    if rows == list(range(len(hidden))):
-        return encoded
-    return BaseModelOutput(last_hidden_state=hidden[rows])

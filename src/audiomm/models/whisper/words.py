@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from tokenizers import Tokenizer
 
-from .languages import UNSPACED_LANGUAGES
+from ...base.languages import UNSPACED_LANGUAGES
 
 PREPEND_PUNCTUATIONS = "\"'“¿([{-"
 APPEND_PUNCTUATIONS = "\"'.。,，!！?？:：”)]}、"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 
-from ...base.errors import InputError
+from .errors import InputError
 
 #: Code to name. The order is that of the language tokens, but ids are always looked up in the vocabulary.
 LANGUAGES: dict[str, str] = {
