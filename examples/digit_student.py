@@ -7,10 +7,11 @@ is heard. Nothing of this is left in the saved model; the guided heads of the la
 from __future__ import annotations
 
 import math
+import random
 
 import digit_strings as ds
 import torch
-from digit_batches import IGNORE, ORDERS
+from digit_batches import IGNORE, LAST_POSITION, ORDERS
 from digit_checkpoint import EOT, FIRST_TIME, GUIDED, VOCABULARY, WORD_TOKEN, model_config
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (its usual name)
@@ -47,6 +48,7 @@ class Student(nn.Module):
         self.order_head = nn.Linear(self.whisper.config.d_model, ORDERS)
         self.past_heads = nn.Linear(self.whisper.config.d_model, 2 * (len(ds.WORDS) + 1))
         self.queries: dict[int, Tensor] = {}
+        self.heard: Tensor | None = None  # the encoder's last answer, if it can be given again
         for layer in {layer for layer, _ in GUIDED}:
             norm = self.whisper.model.decoder.layers[layer].encoder_attn_layer_norm
             norm.register_forward_hook(lambda _module, _inputs, out, layer=layer: self.queries.__setitem__(layer, out))
@@ -82,10 +84,18 @@ class Student(nn.Module):
             hidden = out[0] if isinstance(out, tuple) else out
         return encoder.layer_norm(hidden)
 
-    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """All losses of a batch, their weighted sum `loss`, and shares of what was right."""
+    def forward(self, batch: dict[str, Tensor], heard: Tensor | None = None) -> dict[str, Tensor]:
+        """All losses of a batch, their weighted sum `loss`, and shares of what was right.
+
+        A long window mostly teaches the decoder where to listen: four times of five the encoder does not learn from it,
+        and what it `heard` can be given again.
+        """
         decoder = self.whisper.model.decoder
-        heard = self.encode(batch["features"], batch["positions"])
+        if heard is None:
+            listening = batch["positions"].shape[1] < LAST_POSITION or random.random() < 0.2
+            with torch.set_grad_enabled(listening):
+                heard = self.encode(batch["features"], batch["positions"])
+            self.heard = None if listening else heard
         hidden = decoder(input_ids=batch["ids"], encoder_hidden_states=heard, use_cache=False).last_hidden_state
         keep = batch["labels"] != IGNORE
         labels = batch["labels"][keep]

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import random
 import time
 from pathlib import Path
 from typing import Any
@@ -63,24 +64,27 @@ def work(
     student: Student, batches: Batches, clock: Clock, args: argparse.Namespace, saved: dict[str, Any] | None
 ) -> dict[str, Tensor]:
     """Optimise the shared weights; the process that gets `saved` also averages them, reports and writes checkpoints."""
-    optimizer = torch.optim.AdamW(student.parameters(), lr=args.rate, betas=(0.9, 0.98), weight_decay=0.02, fused=True)
+    encoder = list(student.whisper.model.encoder.parameters())
+    others = [value for name, value in student.named_parameters() if not name.startswith("whisper.model.encoder.")]
+    groups = [{"params": encoder, "share": args.encoder_share}, {"params": others, "share": 1.0}]
+    optimizer = torch.optim.AdamW(groups, lr=args.rate, betas=(0.9, 0.98), weight_decay=0.02, fused=True)
     average = {name: value.clone() for name, value in student.state_dict().items()}
     if saved:
         average = saved["average"]
         optimizer.load_state_dict(saved["optimizer"])
     shown, parent = time.time(), os.getppid()
     sums: dict[str, list[float]] = {}
+    memory: list[tuple[dict[str, Tensor], Tensor]] = []
     for step, batch in enumerate(batches):
         progress = clock.progress()
         for group in optimizer.param_groups:
             cosine = 0.5 + 0.5 * math.cos(math.pi * progress)
-            group["lr"] = args.rate * min((step + 1) / 150, 1.0) * (0.02 + 0.98 * cosine)
-        with torch.autocast("cpu", torch.bfloat16):
-            result = student(batch)
-        optimizer.zero_grad(set_to_none=True)
-        result["loss"].backward()
-        nn.utils.clip_grad_norm_(student.parameters(), 1.0)
-        optimizer.step()
+            group["lr"] = group["share"] * args.rate * min((step + 1) / 100, 1.0) * (0.02 + 0.98 * cosine)
+        result = learn(student, optimizer, batch)
+        if student.heard is not None:  # pointing is practised again on what was heard, without the price of hearing
+            memory = [*memory[-23:], (batch, student.heard)]
+            for _ in range(2):
+                learn(student, optimizer, *random.choice(memory))
         if saved is not None:
             decay = min(0.997, (step + 1) / (step + 20))
             torch._foreach_lerp_(list(average.values()), list(student.state_dict().values()), 1 - decay)
@@ -97,6 +101,19 @@ def work(
         if progress >= 1.0 or (saved is None and os.getppid() != parent):  # a helper ends with its parent
             break
     return average
+
+
+def learn(
+    student: Student, optimizer: torch.optim.Optimizer, batch: dict[str, Tensor], heard: Tensor | None = None
+) -> dict[str, Tensor]:
+    """One step of the optimizer."""
+    with torch.autocast("cpu", torch.bfloat16):
+        result = student(batch, heard)
+    optimizer.zero_grad(set_to_none=True)
+    result["loss"].backward()
+    nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+    optimizer.step()
+    return result
 
 
 def load_voices(args: argparse.Namespace) -> dict[str, ds.Voices]:
@@ -125,6 +142,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--start", type=Path, default=None, help="take the averaged weights of another run")
     parser.add_argument("--progress", type=float, default=0.0, help="with --start: where in the curriculum to begin")
     parser.add_argument("--rate", type=float, default=1.5e-3, help="highest learning rate")
+    parser.add_argument("--encoder-share", type=float, default=1.0, help="the encoder's rate as a share of --rate")
     parser.add_argument("--copies", type=int, default=10, help="virtual speakers made of every speaker")
     parser.add_argument("--voices", type=int, default=300, help="synthetic voices to draw")
     parser.add_argument("--processes", type=int, default=2, help="training processes, one thread each")

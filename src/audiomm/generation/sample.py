@@ -59,7 +59,7 @@ def choose(request: DecodeRequest, state: DecodeState, logits: Tensor, record: R
     state.live_steps = state.live_steps + (~state.finished).any()
     note_trouble(state, picked)
     if state.logprobs is not None:
-        chosen = processed.float().log_softmax(dim=-1).gather(-1, tokens[:, None])[:, 0]
+        chosen = processed.gather(-1, tokens[:, None])[:, 0].float() - processed.float().logsumexp(dim=-1)
         state.logprobs = state.logprobs + torch.where(state.finished, 0.0, chosen)
     state.append(torch.where(state.finished, request.pad_token, tokens))
     scored = tuple(record.steps.get("scores", ()))
