@@ -25,7 +25,7 @@ lint: $(VENV)/linted ## Check style and types.
 	@$(BIN)/ruff format --check src tests examples benchmarks
 	@$(BIN)/mypy
 
-bench: $(VENV)/compared ## Measure against the reference implementations, both in one run.
+bench: $(VENV)/measured ## Measure against the reference implementations, both in one run.
 	@$(BIN)/python benchmarks/run.py
 
 clean: ## Remove the virtual environment and caches.
@@ -43,7 +43,11 @@ $(VENV)/tested: $(VENV)/installed
 	@touch $@
 
 $(VENV)/compared: $(VENV)/tested
-	$(PIP) -e ".[reference]"
+	$(PIP) -e ".[parity]"
+	@touch $@
+
+$(VENV)/measured: $(VENV)/tested
+	$(PIP) -e ".[bench]"
 	@touch $@
 
 $(VENV)/linted: $(VENV)/installed

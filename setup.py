@@ -12,10 +12,12 @@ VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "src/audiomm/__init__.py")
 
 EXTRAS = {
     "video": ["av>=12"],
+    "vad": ["silero-vad>=5"],
     "test": ["pytest>=8"],
     "lint": ["ruff>=0.6", "mypy>=1.11"],
     # The reference implementations that parity tests and benchmarks compare with; never imported by the package.
-    "reference": ["transformers==5.23.0", "faster-whisper>=1.2"],
+    "parity": ["transformers==5.23.0"],
+    "bench": ["transformers==5.23.0", "faster-whisper>=1.2"],
 }
 
 setup(

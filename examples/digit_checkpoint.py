@@ -122,6 +122,7 @@ def save_model(state: dict[str, Tensor], folder: Path) -> None:
         "eos_token_id": EOT,
         "is_multilingual": True,
         "lang_to_id": {"<|en|>": EN},
+        "language": "<|en|>",  # with the task, nothing is left to detection
         "max_initial_timestamp_index": None,
         "max_length": 448,
         "no_timestamps_token_id": NO_TIMES,
@@ -129,6 +130,7 @@ def save_model(state: dict[str, Tensor], folder: Path) -> None:
         "prev_sot_token_id": PREV,
         "return_timestamps": True,
         "suppress_tokens": [],
+        "task": "transcribe",
         "task_to_id": {"transcribe": TRANSCRIBE, "translate": TRANSLATE},
     }
     extractor = {

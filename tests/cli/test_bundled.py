@@ -21,7 +21,7 @@ from audiomm.cli.main import main
 ROOT = Path(__file__).parents[2]
 AUDIO = ROOT / "examples" / "audio"
 MODEL = "audiomm/whisper-digits"
-PI = "three one four one"
+PI = "three one four one five nine two six"
 LINE = re.compile(r"\[\d\d:\d\d\.\d{3} --> \d\d:\d\d\.\d{3}\] \S")
 
 pytestmark = pytest.mark.skipif(
@@ -86,6 +86,16 @@ def test_the_default_pipeline_hears_the_same_from_a_path_bytes_and_a_stream() ->
     assert words(result["text"]).startswith(PI)
     assert pipe(path.read_bytes()) == result
     assert list(pipe(iter([str(path)] * 2), batch_size=2)) == [result] * 2
+
+
+def test_words_are_underlined_as_they_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = "--word_timestamps True --highlight_words True -f srt --device cpu --beam_size 1"
+    assert main(["transcribe", str(AUDIO / "pi.flac"), *flags.split(), "-o", str(tmp_path)]) == 0
+    assert capsys.readouterr().err == ""
+    cues = (tmp_path / "pi.srt").read_text().strip().split("\n\n")
+    underlined = [found for cue in cues for found in re.findall("<u>(.+?)</u>", cue)]
+    assert " ".join(map(words, underlined)).startswith(PI)
+    assert all(cue.split("\n")[1] for cue in cues)
 
 
 def test_info_knows_the_bundled_model(capsys: pytest.CaptureFixture[str]) -> None:

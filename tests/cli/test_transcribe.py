@@ -184,6 +184,22 @@ def test_flags_reach_the_model(fake: Any, wav: str) -> None:
     }
 
 
+def test_prompts_and_what_is_heard_reach_the_pipeline(fake: Any, wav: str) -> None:
+    flags = ["--initial_prompt", "Ørsted", "--carry_initial_prompt", "True", "--hotwords", "Aarhus"]
+    assert main(["transcribe", wav, *flags, "--clip_timestamps", "0.5,1"]) == 0
+    speech = ["--vad_filter", "True", "--vad_min_silence_duration_ms", "500", "--vad_detector", "energy"]
+    assert main(["transcribe", wav, *speech]) == 0
+    calls = [kwargs for _, kwargs in fake.calls]
+    for call in calls:
+        del call["generate_kwargs"]
+    same = {"return_timestamps": True, "allow_urls": True}
+    prompts = {"initial_prompt": "Ørsted", "carry_initial_prompt": True, "hotwords": "Aarhus"}
+    assert calls == [
+        same | prompts | {"clip_timestamps": "0.5,1"},
+        same | {"vad_filter": True, "vad_parameters": {"min_silence_duration_ms": 500.0, "detector": "energy"}},
+    ]
+
+
 def test_windows_are_checked_and_decoded_again_unless_told_otherwise(fake: Any, wav: str) -> None:
     assert main(["transcribe", wav]) == 0
     assert fake.calls[0][1]["generate_kwargs"] == CHECKS | {"task": "transcribe"}
@@ -228,6 +244,11 @@ def test_an_english_model_takes_every_language_as_english(
         (["--highlight_words", "True"], "need --word_timestamps True"),
         (["--max_line_width", "40"], "need --word_timestamps True"),
         (["--no_such_flag"], "unrecognized arguments"),
+        (["--clip_timestamps", "3,1"], "the parts must be in order"),
+        (["--clip_timestamps", "0,1", "--vad_filter", "True"], "both choose what is heard"),
+        (["--vad_speech_pad_ms", "9"], "need --vad_filter True"),
+        (["--vad_filter", "True", "--vad_speech_pad_ms", "-9"], "speech_pad_ms=-9"),
+        (["--carry_initial_prompt", "True"], "needs an --initial_prompt"),
     ],
 )
 def test_wrong_usage_is_refused_before_anything_is_loaded(

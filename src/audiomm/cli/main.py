@@ -86,6 +86,22 @@ def _add_transcribe(commands: argparse._SubParsersAction[argparse.ArgumentParser
     speech.add_argument("--task", choices=("transcribe", "translate"), default="transcribe")
     speech.add_argument("--language", help="language spoken, as a code or an English name; detected when left out")
 
+    speech.add_argument("--initial_prompt", metavar="TEXT", help="what to read before the first window, like names")
+    speech.add_argument(
+        "--carry_initial_prompt", type=_boolean, default=False, metavar="BOOL", help="read it before every window"
+    )
+    speech.add_argument("--hotwords", metavar="TEXT", help="what to read before every window")
+    speech.add_argument(
+        "--clip_timestamps", metavar="SECONDS", help="hear only these parts: start,end,start,end; the last end may lack"
+    )
+    speech.add_argument("--vad_filter", type=_boolean, metavar="BOOL", help="leave out what is not speech")
+    speech.add_argument("--vad_detector", choices=("energy", "silero"), help="what finds speech (default: energy)")
+    speech.add_argument("--vad_threshold", type=float, help="silero's probability of speech (default: 0.5)")
+    speech.add_argument(
+        "--vad_min_silence_duration_ms", type=float, metavar="MS", help="leave out only silence longer than this (2000)"
+    )
+    speech.add_argument("--vad_speech_pad_ms", type=float, metavar="MS", help="keep this much around speech (400)")
+
     output = command.add_argument_group("output")
     output.add_argument("-o", "--output_dir", help="folder for the files; the current one when only a format is given")
     output.add_argument("-f", "--output_format", choices=OUTPUT_FORMATS, help="all when only a folder is given")

@@ -14,12 +14,14 @@ from typing import Any
 
 import torch
 
-from ..base.errors import InputError, SaveError
+from ..base.errors import InputError, MissingExtra, SaveError
 from ..base.hub import make_folder
 from ..base.languages import language_code
 from ..base.transcript import Transcript
+from ..media.speech import SpeechFinder
 from ..pipelines import get_writer, pipeline
 from ..pipelines.base import batched, resolve_device, resolve_dtype
+from ..pipelines.clips import clip_times
 from ..pipelines.writers import SubtitleOptions, Writer, format_timestamp, output_names
 
 logger = logging.getLogger("audiomm.cli")
@@ -35,6 +37,10 @@ _GENERATE_FLAGS = (
     "length_penalty",
     "max_new_tokens",
 )
+#: Flags that the pipeline takes under the same name, when they say something.
+_PIPELINE_FLAGS = ("initial_prompt", "carry_initial_prompt", "hotwords", "clip_timestamps", "vad_filter")
+#: Flags that go into `vad_parameters`, without "vad_".
+_SPEECH_FLAGS = ("vad_detector", "vad_threshold", "vad_min_silence_duration_ms", "vad_speech_pad_ms")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -59,6 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
         "return_timestamps": "word" if arguments.word_timestamps else True,
         "generate_kwargs": _generate_kwargs(arguments, pipe.model),
         "allow_urls": True,
+        **_pipeline_kwargs(arguments),
     }
     failed = 0
     for batch in batched(iter(zip(arguments.audio, names, strict=True)), arguments.batch_size):
@@ -98,9 +105,30 @@ def _checked(arguments: argparse.Namespace) -> SubtitleOptions:
             resolve_dtype(arguments.dtype)
         if arguments.language is not None:
             arguments.language = language_code(arguments.language)
-    except InputError as error:
+        SpeechFinder.from_parameters(_speech_parameters(arguments))
+        parts = clip_times(arguments.clip_timestamps)
+    except (InputError, MissingExtra) as error:
         arguments.usage_error(str(error))
+    if parts and arguments.vad_filter:
+        arguments.usage_error("--clip_timestamps and --vad_filter True both choose what is heard; pass one of them")
+    if _speech_parameters(arguments) and not arguments.vad_filter:
+        arguments.usage_error("flags that begin with --vad_ need --vad_filter True")
+    if arguments.carry_initial_prompt and arguments.initial_prompt is None:
+        arguments.usage_error("--carry_initial_prompt True needs an --initial_prompt")
     return options
+
+
+def _pipeline_kwargs(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of the pipeline's call: those of the flags that say something."""
+    kwargs = {name: value for name in _PIPELINE_FLAGS if (value := getattr(arguments, name)) not in (None, False)}
+    parameters = _speech_parameters(arguments)
+    return {**kwargs, "vad_parameters": parameters} if parameters else kwargs
+
+
+def _speech_parameters(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the flags say about finding speech."""
+    given = {name.removeprefix("vad_"): getattr(arguments, name) for name in _SPEECH_FLAGS}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _writer(arguments: argparse.Namespace) -> Writer | None:

@@ -8,9 +8,12 @@ spans afterwards is the same for all detectors, with the options and defaults of
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_right
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -46,12 +49,63 @@ class SpeechOptions:
 
     def __post_init__(self) -> None:
         for name in ("min_speech_duration_ms", "min_silence_duration_ms", "speech_pad_ms"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name}={getattr(self, name)}: a number of milliseconds of at least 0 is needed.")
-        if self.max_speech_duration_s <= 0:
+            value = getattr(self, name)
+            if not _is_number(value) or not 0 <= value < float("inf"):
+                raise InputError(f"{name}={value!r}: a number of milliseconds of at least 0 is needed.")
+        if not _is_number(self.max_speech_duration_s) or not self.max_speech_duration_s > 0:
             raise InputError(
-                f"max_speech_duration_s={self.max_speech_duration_s}: a number of seconds above 0 is needed."
+                f"max_speech_duration_s={self.max_speech_duration_s!r}: a number of seconds above 0 is needed."
             )
+
+
+@dataclass(frozen=True)
+class SpeechFinder:
+    """A detector and what is done with its spans, ready to be used on many recordings.
+
+    Attributes:
+        options: How spans are joined, padded and cut.
+        detector: Finds the raw spans.
+    """
+
+    options: SpeechOptions = field(default_factory=SpeechOptions)
+    detector: Detector | None = None
+
+    @classmethod
+    def from_parameters(cls, parameters: Mapping[str, Any] | None) -> SpeechFinder:
+        """The finder that a dict describes.
+
+        Args:
+            parameters: The fields of `SpeechOptions`; "detector", "energy" (the default) or "silero"; and "threshold",
+                the probability from which silero takes sound for speech, 0.5 unless given.
+
+        Raises:
+            InputError: A name is unknown or a value cannot be.
+            MissingExtra: The detector is "silero" and its package is not installed.
+        """
+        if parameters is not None and not isinstance(parameters, Mapping):
+            raise InputError(f"vad_parameters is a {type(parameters).__name__}; a dict is needed.")
+        given = dict(parameters or {})
+        names = [one.name for one in fields(SpeechOptions)]
+        unknown = [name for name in given if name not in (*names, "detector", "threshold")]
+        if unknown:
+            raise InputError(
+                f"vad_parameters has no {unknown[0]!r}; it takes {', '.join(names)}, detector and threshold."
+            )
+        name, threshold = given.pop("detector", "energy"), given.pop("threshold", None)
+        if name not in ("energy", "silero"):
+            raise InputError(f"vad_parameters: detector={name!r}: expected 'energy' or 'silero'.")
+        if threshold is not None and name != "silero":
+            raise InputError(
+                f"vad_parameters: threshold={threshold!r} is for detector='silero'; the energy detector has none."
+            )
+        if threshold is not None and (not _is_number(threshold) or not 0 < threshold < 1):
+            raise InputError(f"vad_parameters: threshold={threshold!r}: a number between 0 and 1 is needed.")
+        options = SpeechOptions(**given)
+        return cls(options, None if name == "energy" else silero_detector(0.5 if threshold is None else threshold))
+
+    def __call__(self, samples: np.ndarray, sampling_rate: int) -> list[tuple[int, int]]:
+        """Spans (start, end) in samples in which something is said; see `speech_spans`."""
+        return speech_spans(samples, sampling_rate, self.options, self.detector)
 
 
 def speech_spans(
@@ -127,12 +181,12 @@ def silero_detector(threshold: float = 0.5) -> Detector:
         MissingExtra: The package is not installed.
     """
     try:
-        from silero_vad import get_speech_timestamps, load_silero_vad
+        from silero_vad import get_speech_timestamps
     except ImportError as error:
         raise MissingExtra("telling speech from other sounds", "silero-vad", "vad") from error
     import torch
 
-    model = load_silero_vad()
+    model = _silero_model()
 
     def detect(samples: np.ndarray, sampling_rate: int) -> list[tuple[int, int]]:
         found = get_speech_timestamps(
@@ -144,15 +198,28 @@ def silero_detector(threshold: float = 0.5) -> Detector:
     return detect
 
 
+@lru_cache(maxsize=1)
+def _silero_model() -> Any:
+    """The detector's network, loaded once for all calls."""
+    from silero_vad import load_silero_vad
+
+    return load_silero_vad()
+
+
 class SpeechClock:
     """Times in speech that was joined, back to times in the recording it was taken from.
 
     Args:
         spans: (start, end) in samples, as they were joined.
         sampling_rate: Hz.
+        slack_seconds: How far the silence around speech reaches into the spans: what begins no longer than this before
+            a join begins behind it, and what ends no longer than this after one ends before it.
     """
 
-    def __init__(self, spans: list[tuple[int, int]], sampling_rate: int) -> None:
+    def __init__(self, spans: list[tuple[int, int]], sampling_rate: int, slack_seconds: float = 0.0) -> None:
+        # Spans between which nothing was cut out join as they did in the recording: no time there is in doubt.
+        gaps = [after[0] - before[1] for before, after in itertools.pairwise(spans)]
+        self._slack = [slack_seconds if gap > 1 else 0.0 for gap in gaps]
         self._begins = [start / sampling_rate for start, _ in spans]
         self._joined = [0.0]
         for start, end in spans:
@@ -165,18 +232,54 @@ class SpeechClock:
             seconds: In the joined speech.
             is_end: At a join, take the end of the span before it, not the start of the one after.
         """
+        return self._at(seconds, self._place(seconds, is_end)) if self._begins else seconds
+
+    def stretch(self, start: float, end: float) -> tuple[float, float]:
+        """Start and end in the recording of a stretch of joined speech, which may reach over joins.
+
+        Where it reaches over a join by no more than the slack, and that is its smaller part, this part is silence that
+        was kept around the speech: it is left out, so that the stretch does not grow by all that was cut out there.
+        """
         if not self._begins:
-            return seconds
+            return start, end
+        first, last = self._place(start), self._place(end, is_end=True)
+        while first < last:
+            before = self._joined[first + 1] - start
+            if before > min(self._slack[first], end - start - before):
+                break
+            first, start = first + 1, self._joined[first + 1]
+        while first < last and end - self._joined[last] <= self._slack[last - 1]:
+            end = self._joined[last]
+            last -= 1
+        return self._at(start, first), self._at(end, max(last, first))
+
+    def word(self, start: float, end: float) -> tuple[float, float]:
+        """Start and end in the recording of a word, which lies wholly in the span that its middle is in."""
+        if not self._begins:
+            return start, end
+        place = self._place((start + end) / 2)
+        return self._at(start, place), self._at(end, place)
+
+    def _place(self, seconds: float, is_end: bool = False) -> int:
+        """The number of the span that a time in the joined speech is in."""
         place = bisect_right(self._joined, seconds) - 1
         if is_end and place > 0 and seconds <= self._joined[place] + 1e-9:
             place -= 1
-        place = min(max(place, 0), len(self._begins) - 1)
-        return self._begins[place] + min(seconds, self._joined[place + 1]) - self._joined[place]
+        return min(max(place, 0), len(self._begins) - 1)
+
+    def _at(self, seconds: float, place: int) -> float:
+        """The time in the recording of a time in the joined speech, in the span of that number at any rate."""
+        inside = min(max(seconds, self._joined[place]), self._joined[place + 1])
+        return self._begins[place] + inside - self._joined[place]
 
 
 def join(samples: np.ndarray, spans: list[tuple[int, int]]) -> np.ndarray:
     """The samples of all spans, one behind the other."""
     return np.concatenate([samples[start:end] for start, end in spans]) if spans else samples[:0]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _pad(spans: list[tuple[int, int]], pad: int, length: int) -> list[tuple[int, int]]:

@@ -1,7 +1,8 @@
 """From what generation heard to a transcript.
 
 Sequential audio comes back as segments that know their times; windows that overlap come back as tokens, which the
-tokenizer merges where they agree (its `_decode_asr`, the algorithm of transformers).
+tokenizer merges where they agree (its `_decode_asr`, the algorithm of transformers). Where only parts of a recording
+were heard, times go back to the recording at the very end.
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ from torch import Tensor
 
 from ..base.languages import LANGUAGES
 from ..base.transcript import Segment, Timestamps, Transcript, Word
-from .clips import Piece
+from ..media.speech import SpeechClock
+from .clips import Clip, Piece
 
 _CODES = {name: code for code, name in LANGUAGES.items()}
+#: Frames of features in a second, in which `Segment.seek` counts.
+_FRAMES_PER_SECOND = 100
 _SCORES = ("temperature", "avg_logprob", "compression_ratio", "no_speech_prob")
 
 
@@ -64,6 +68,11 @@ class Assembler:
             timestamps: The times wanted: False, True (segments) or "word".
             name_languages: Look for changes of language between windows.
         """
+        found = self._of_samples(heard, timestamps, name_languages)
+        return _in_recording(found, heard[0].piece.clip, self.sampling_rate)
+
+    def _of_samples(self, heard: list[Heard], timestamps: Timestamps, name_languages: bool) -> Transcript:
+        """The transcript of what was heard of one clip, with times in that."""
         clip = heard[0].piece.clip
         blank = Transcript(
             "",
@@ -148,6 +157,32 @@ class Assembler:
             outputs, return_timestamps=timestamps, return_language=language, time_precision=self.time_precision
         )
         return text, found
+
+
+def _in_recording(transcript: Transcript, clip: Clip, sampling_rate: int) -> Transcript:
+    """The transcript with times of the recording, where only parts of that were heard."""
+    if clip.clock is None or clip.recording_samples is None:
+        return transcript
+    duration = clip.recording_samples / sampling_rate
+    segments = tuple(_segment_in_recording(segment, clip.clock, duration) for segment in transcript.segments)
+    return replace(transcript, segments=segments, duration_seconds=duration)
+
+
+def _segment_in_recording(segment: Segment, clock: SpeechClock, duration: float) -> Segment:
+    """A segment with times of the recording; where it has words, it reaches from the first to the last."""
+    words = segment.words
+    if words is not None:
+        words = tuple(replace(word, **_times(clock.word(word.start, word.end), duration)) for word in words)
+    times = (words[0].start, words[-1].end) if words else clock.stretch(segment.start, segment.end)
+    seek = segment.seek
+    if seek is not None:
+        seek = round(clock.original(seek / _FRAMES_PER_SECOND) * _FRAMES_PER_SECOND)
+    return replace(segment, words=words, seek=seek, **_times(times, duration))
+
+
+def _times(times: tuple[float, float], duration: float) -> dict[str, Any]:
+    start, end = _span(times, duration)
+    return {"start": start, "end": end}
 
 
 def _span(times: tuple[float | None, float | None], duration: float, default: float = 0.0) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Inputs of the speech pipelines as clips: mono samples at the model's rate, whole or in overlapping windows.
+"""Inputs of the speech pipelines as clips: mono samples at the model's rate, whole, in parts or in overlapping windows.
 
 An input may be a path, a URL, bytes, an open file, samples, or a dict in the form of transformers and datasets:
 {"raw" or "array", "sampling_rate"[, "stride"]}. Dicts are read and never changed.
@@ -6,9 +6,11 @@ An input may be a path, a URL, bytes, an open file, samples, or a dict in the fo
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from ..base.errors import EmptyAudioError, InputError
 from ..media.audio import load_audio
+from ..media.speech import SpeechClock, join
 
 #: Keywords of `load_audio` that pipelines pass on.
 LOAD_OPTIONS = ("channel", "layout", "max_seconds", "on_truncated", "allow_urls", "allowed_hosts")
@@ -30,9 +33,11 @@ class Clip:
     Attributes:
         name: What messages call it.
         number: Its place among the inputs, from 0.
-        samples: (samples,) float32, mono, at the model's rate.
+        samples: (samples,) float32, mono, at the model's rate: what is to be heard of the recording.
         stride: Samples at the left and right that belong to its neighbours, where the caller cut the audio.
         extra: Keys of the input that go to the result.
+        clock: Goes from times in `samples` to times in the recording, where only parts of it are to be heard.
+        recording_samples: Samples of the whole recording, where only parts of it are to be heard.
     """
 
     name: str
@@ -40,6 +45,31 @@ class Clip:
     samples: np.ndarray
     stride: tuple[int, int] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    clock: SpeechClock | None = None
+    recording_samples: int | None = None
+
+    def only(self, spans: list[tuple[int, int]], sampling_rate: int, slack_seconds: float = 0.0) -> Clip:
+        """The clip with these spans of its samples joined, and the rest left out.
+
+        Args:
+            spans: (start, end) in samples.
+            sampling_rate: Hz.
+            slack_seconds: Silence that the spans hold around what is said in them; see `SpeechClock`.
+
+        Raises:
+            InputError: The clip has a stride, whose samples would be anywhere afterwards.
+        """
+        if self.stride is not None:
+            raise InputError(
+                f"{self.name}: its stride cannot be kept when parts of it are cut out; leave out 'stride', or "
+                "vad_filter and clip_timestamps."
+            )
+        return replace(
+            self,
+            samples=join(self.samples, spans),
+            clock=SpeechClock(spans, sampling_rate, slack_seconds),
+            recording_samples=len(self.samples),
+        )
 
 
 @dataclass(frozen=True)
@@ -113,6 +143,48 @@ def cut(clip: Clip, length: int, left: int, right: int) -> Iterator[Piece]:
         yield Piece(clip, samples, (len(samples), left if start else 0, 0 if is_last else right), is_last)
         if is_last:
             return
+
+
+def clip_times(clip_timestamps: str | Sequence[float] | None) -> tuple[float, ...]:
+    """Starts and ends in turn of the parts of a recording to be heard, in seconds.
+
+    Args:
+        clip_timestamps: Numbers, or a text of them with commas between, as openai-whisper has it. Without an end the
+            last part reaches to the end of the recording.
+
+    Returns:
+        An even count of them, the last perhaps infinite; nothing where the whole recording is to be heard.
+
+    Raises:
+        InputError: They are not numbers of seconds, or not in order.
+    """
+    if clip_timestamps is None:
+        return ()
+    entries = clip_timestamps.split(",") if isinstance(clip_timestamps, str) else clip_timestamps
+    if isinstance(clip_timestamps, str) and not clip_timestamps.strip():
+        entries = []
+    try:
+        times = [float(entry) for entry in entries]
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"clip_timestamps={clip_timestamps!r}: expected seconds as 'start,end,start,end', or a list of them."
+        ) from error
+    if not all(0 <= time < math.inf for time in times):
+        raise InputError(f"clip_timestamps={clip_timestamps!r}: seconds of at least 0 are needed.")
+    if any(later < earlier for earlier, later in itertools.pairwise(times)):
+        raise InputError(
+            f"clip_timestamps={clip_timestamps!r}: the parts must be in order, each time no earlier than the one "
+            "before it."
+        )
+    if len(times) % 2:
+        times.append(math.inf)
+    return () if times in ([], [0.0, math.inf]) else tuple(times)
+
+
+def time_spans(times: Sequence[float], length: int, sampling_rate: int) -> list[tuple[int, int]]:
+    """The spans in samples of `clip_times`, as far as a recording of `length` samples has them."""
+    ends = [length if time == math.inf else min(round(time * sampling_rate), length) for time in times]
+    return [(start, end) for start, end in zip(ends[::2], ends[1::2], strict=True) if start < end]
 
 
 def _name(item: Any, number: int) -> str:

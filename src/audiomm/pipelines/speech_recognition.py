@@ -26,9 +26,10 @@ from tqdm import tqdm
 from ..base.errors import InputError
 from ..base.languages import LANGUAGES
 from ..base.transcript import Timestamps, Transcript
+from ..media.speech import SpeechFinder
 from .assembly import Assembler, Heard
 from .base import Pipeline, batched
-from .clips import LOAD_OPTIONS, Piece, cut, read_clip
+from .clips import LOAD_OPTIONS, Clip, Piece, clip_times, cut, read_clip, time_spans
 
 logger = logging.getLogger("audiomm.pipelines")
 
@@ -55,6 +56,8 @@ class Request:
         language: Name the language of each chunk.
         segments: Add the whole segments to the result.
         progress: Show a progress bar on long audio; None shows it in a terminal.
+        speech: Finds the parts in which something is said, and only those are heard; None hears everything.
+        clip_times: Starts and ends in turn of the only parts to be heard, in seconds; empty hears everything.
         load_options: For `load_audio`.
         generate_kwargs: For `model.generate`.
     """
@@ -66,6 +69,8 @@ class Request:
     language: bool = False
     segments: bool = False
     progress: bool | None = None
+    speech: SpeechFinder | None = None
+    clip_times: tuple[float, ...] = ()
     load_options: dict[str, Any] = field(default_factory=dict)
     generate_kwargs: dict[str, Any] = field(default_factory=dict)
 
@@ -162,7 +167,15 @@ class AutomaticSpeechRecognitionPipeline(Pipeline):
                 return_timestamps="word"; with False that has the times of transformers, as audio with chunk_length_s
                 always does, because windows are merged by the times of their tokens. return_language: name the
                 language of each chunk. return_segments: add the whole segments. progress: show a bar on long audio;
-                in a terminal unless given. channel, layout, max_seconds, on_truncated, allow_urls, allowed_hosts: for
+                in a terminal unless given. vad_filter: True leaves out what is not speech, so that silence and noise
+                cost nothing and nothing is imagined in them; times are those of the recording. vad_parameters: for
+                `SpeechFinder.from_parameters`, like {"min_silence_duration_ms": 500} or {"detector": "silero"}.
+                clip_timestamps: "start,end,start,end" in seconds, or a list of them: the only parts to be heard; the
+                last end may be left out. Parts are heard as if they followed one another. initial_prompt: text to
+                stand before the first window (with chunk_length_s, before each), like names with their spelling.
+                carry_initial_prompt: True has it before every window. hotwords: text to stand before every window;
+                with initial_prompt, both stand there, hotwords first. Of prompts that are too long, the end is kept.
+                channel, layout, max_seconds, on_truncated, allow_urls, allowed_hosts: for
                 `load_audio`. generate_kwargs: for `generate`, which also gets all other keywords
                 (language, task, max_new_tokens, num_beams, ...).
         """
@@ -193,6 +206,11 @@ class AutomaticSpeechRecognitionPipeline(Pipeline):
             )
         if timestamps not in (True, False, "word"):
             raise InputError(f"return_timestamps={timestamps!r}: expected False, True (segments) or 'word'.")
+        speech = _speech_finder(asked.pop("vad_filter", None), asked.pop("vad_parameters", None))
+        parts = clip_times(asked.pop("clip_timestamps", None))
+        if speech is not None and parts:
+            raise InputError("vad_filter and clip_timestamps both choose what is heard; pass one of them.")
+        asked.update(_prompt(self.tokenizer, asked))
         return Request(
             chunk_length_s=_seconds("chunk_length_s", chunk or 0),
             stride_length_s=_stride_seconds(chunk or 0, stride),
@@ -201,6 +219,8 @@ class AutomaticSpeechRecognitionPipeline(Pipeline):
             language=bool(asked.pop("return_language", None)),
             segments=bool(asked.pop("return_segments", None)),
             progress=asked.pop("progress", None),
+            speech=speech,
+            clip_times=parts,
             load_options={name: asked.pop(name) for name in LOAD_OPTIONS if name in asked},
             generate_kwargs=self._with_defaults(asked),
         )
@@ -234,15 +254,30 @@ class AutomaticSpeechRecognitionPipeline(Pipeline):
         length = round(request.chunk_length_s * rate)
         left, right = (round(seconds * rate) for seconds in request.stride_length_s)
         for number, item in enumerate(inputs):
-            clip = read_clip(item, number, rate, **request.load_options)
+            clip = self._chosen(read_clip(item, number, rate, **request.load_options), request)
+            yield from cut(clip, length, left, right)
+
+    def _chosen(self, clip: Clip, request: Request) -> Clip:
+        """The clip, or the parts of it that are to be heard; says so where nothing can be heard."""
+        rate, count = self.feature_extractor.sampling_rate, len(clip.samples)
+        if count < MIN_DURATION_SECONDS * rate:
+            logger.warning(
+                "%s: %d samples are less than %s s, so its text is empty.", clip.name, count, MIN_DURATION_SECONDS
+            )
+        elif request.clip_times:
+            clip = clip.only(time_spans(request.clip_times, count, rate), rate)
             if len(clip.samples) < MIN_DURATION_SECONDS * rate:
                 logger.warning(
-                    "%s: %d samples are less than %s s, so its text is empty.",
+                    "%s: clip_timestamps leave %d samples of its %.2f s, less than %s s, so its text is empty.",
                     clip.name,
                     len(clip.samples),
+                    count / rate,
                     MIN_DURATION_SECONDS,
                 )
-            yield from cut(clip, length, left, right)
+        elif request.speech is not None:
+            padding_seconds = request.speech.options.speech_pad_ms / 1000
+            clip = clip.only(request.speech(clip.samples, rate), rate, slack_seconds=padding_seconds)
+        return clip
 
     def _hear(self, pieces: list[Piece], request: Request) -> list[Heard]:
         """What the model hears in each piece.
@@ -336,6 +371,39 @@ def _languages_of(pieces: list[Piece], languages: Sequence[str | None]) -> list[
             "for all."
         )
     return [languages[piece.clip.number] for piece in pieces]
+
+
+def _speech_finder(wanted: Any, parameters: Any) -> SpeechFinder | None:
+    """What `vad_filter` and `vad_parameters` ask for."""
+    if wanted not in (None, False, True):
+        raise InputError(f"vad_filter={wanted!r}: expected True or False; its options go into vad_parameters.")
+    if parameters is not None and wanted is None:
+        raise InputError("vad_parameters were given without vad_filter; pass vad_filter=True, too.")
+    return SpeechFinder.from_parameters(parameters) if wanted else None
+
+
+def _prompt(tokenizer: Any, asked: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of `generate` for prompts given as text, whose own arguments are taken out of `asked`."""
+    initial, hotwords = (asked.pop(name, None) for name in ("initial_prompt", "hotwords"))
+    carried = asked.pop("carry_initial_prompt", None)
+    for name, text in (("initial_prompt", initial), ("hotwords", hotwords)):
+        if text is not None and not isinstance(text, str):
+            raise InputError(f"{name} is a {type(text).__name__}; a text is needed, like 'Dr. Ørsted, Aarhus'.")
+    if carried not in (None, False, True):
+        raise InputError(f"carry_initial_prompt={carried!r}: expected True or False.")
+    if carried and initial is None:
+        raise InputError("carry_initial_prompt=True needs an initial_prompt to carry.")
+    texts = [text.strip() for text in (hotwords, initial) if text and text.strip()]
+    if not texts:
+        return {}
+    for name in ("prompt_ids", "prompt_condition_type"):
+        if asked.get(name) is not None:
+            raise InputError(f"{name} excludes initial_prompt and hotwords, which set it; pass one or the other.")
+    repeated = bool(carried) or bool(hotwords and hotwords.strip())
+    return {
+        "prompt_ids": tokenizer.get_prompt_ids(" ".join(texts), return_tensors="pt"),
+        "prompt_condition_type": "all-segments" if repeated else "first-segment",
+    }
 
 
 def _seconds(name: str, value: Any) -> float:
