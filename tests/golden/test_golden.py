@@ -12,9 +12,7 @@ import sys
 import pytest
 
 # The reference's own reader leaves files open.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
-)
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 
 CASES = [
     "whisper_features/options",

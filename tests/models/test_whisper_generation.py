@@ -83,6 +83,15 @@ def test_the_detected_language_is_the_likeliest_and_costs_no_second_encoder_pass
     assert probabilities[0]["de"] == pytest.approx(float(scores.softmax(-1)[0, 1]), abs=1e-5)
 
 
+def test_a_fine_tuned_checkpoint_settles_language_and_task(whisper):
+    features = noise(1, 40)
+    expected = whisper.generate(features, language="fr", task="translate", max_new_tokens=8)
+    chosen = whisper.generate(features, language="de", task="transcribe", max_new_tokens=8)
+    whisper.generation_config.language, whisper.generation_config.task = "<|fr|>", "translate"
+    assert torch.equal(whisper.generate(features, max_new_tokens=8), expected)
+    assert torch.equal(whisper.generate(features, language="de", task="transcribe", max_new_tokens=8), chosen)
+
+
 def test_a_known_language_beside_an_unknown_one(whisper):
     features = noise(2, 40)
     detected = whisper.generate(features, return_segments=True, return_timestamps=False)["languages"]

@@ -260,5 +260,3 @@ def _tiny() -> dict[str, Any]:
         "max_source_positions": 30, "max_target_positions": 64, "pad_token_id": 100, "bos_token_id": 100,
         "eos_token_id": 100, "decoder_start_token_id": 101,
     }  # fmt: skip
-
-

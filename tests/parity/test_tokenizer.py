@@ -17,8 +17,8 @@ pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
 VOCABULARIES = ["whisper-multilingual", "whisper-en"]
 PIECES = [
     "hello", " world", "  ", "\n", "\t", "don't", "we'LL", "naïve", "Zürich", "日本語", "한국어", "العربية", "ไทย",
-    "🎧🎙️", "e\u0301", "1,234.5", "$20", "…", "—", "<|en|>", "<|0.00|>", "<|endoftext|>", "<|", "|>", "\u200b", "\x00", "ﬁ", "A",
-    "z", "'s",
+    "🎧🎙️", "e\u0301", "1,234.5", "$20", "…", "—", "<|en|>", "<|0.00|>", "<|endoftext|>", "<|", "|>", "\u200b", "\x00",
+    "ﬁ", "A", "z", "'s",
 ]  # fmt: skip
 
 
@@ -41,9 +41,9 @@ def test_random_strings_give_the_same_ids(tokenizers: tuple[Any, Any]) -> None:
     for _ in range(300):
         words = text(choose)
         for special in (True, False):
-            assert theirs(words, add_special_tokens=special).input_ids == ours(
-                words, add_special_tokens=special
-            ).input_ids, repr(words)
+            assert (
+                theirs(words, add_special_tokens=special).input_ids == ours(words, add_special_tokens=special).input_ids
+            ), repr(words)
         assert theirs.tokenize(words) == ours.tokenize(words), repr(words)
 
 

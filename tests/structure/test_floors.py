@@ -24,8 +24,21 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "serve": ("pipelines", "base"),
     "batch": ("pipelines", "base"),
     "__init__": ("pipelines", "base"),
-    "cli": ("serve", "batch", "pipelines", "auto", "convert", "models", "training", "generation", "feature_extraction",
-            "layers", "media", "base", "__init__"),  # fmt: skip
+    "cli": (
+        "serve",
+        "batch",
+        "pipelines",
+        "auto",
+        "convert",
+        "models",
+        "training",
+        "generation",
+        "feature_extraction",
+        "layers",
+        "media",
+        "base",
+        "__init__",
+    ),
     "__main__": ("cli",),
 }
 

@@ -85,6 +85,6 @@ def test_a_name_that_does_not_exist_is_an_attribute_error() -> None:
 
 
 def test_the_checks_above_can_fail() -> None:
-    def bare(self, first, second: int = 0): ...  # noqa: ANN001, ANN202
+    def bare(self, first, second: int = 0): ...
 
     assert unhinted(bare, "x.bare") == ["x.bare(first)", "x.bare(return)"]

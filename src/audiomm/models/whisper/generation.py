@@ -28,6 +28,9 @@ from .options import (
     start_tokens,
     word_tokenizer,
 )
+from .options import (
+    is_multilingual as multilingual,
+)
 from .protocol import NoSpeechProbe, fit_window
 from .transcription import Transcription
 
@@ -97,7 +100,8 @@ class WhisperForConditionalGeneration(GenerationMixin, WhisperSeq2Seq):
             synced_gpus: Accepted for programs that pass it.
             return_timestamps: Predict timestamp tokens. None is the config's choice; long form always does.
             task: "transcribe" or "translate".
-            language: Code, name or token, one for all or a list with one an item; None detects it.
+            language: Code, name or token, one for all or a list with one an item; None is the generation config's
+                choice, and where that has none it is detected.
             is_multilingual: Overrides what the generation config says.
             prompt_ids: (length,) tokens of a prompt, as `get_prompt_ids` gives them.
             prompt_condition_type: The prompt comes before the "first-segment" (default) or "all-segments".
@@ -190,6 +194,7 @@ class WhisperForConditionalGeneration(GenerationMixin, WhisperSeq2Seq):
                 generator=generator,
                 encoded=None if encoder_outputs is None else as_encoder_output(encoder_outputs),
             )
+            language, task = self._language_and_task(config, language, task, is_multilingual)
             run.open(lengths, languages_per_item(language, len(lengths)), task, is_multilingual)
             unique = bool(force_unique_generate_call)
             several = (config.num_return_sequences or 1) > 1
@@ -250,6 +255,15 @@ class WhisperForConditionalGeneration(GenerationMixin, WhisperSeq2Seq):
         return best, [dict(zip(names, row, strict=True)) for row in rows]
 
     # ------------------------------------------------------------------ settling what is to be done
+
+    @staticmethod
+    def _language_and_task(config: GenerationConfig, language: Any, task: str | None, override: bool | None) -> Any:
+        """Language and task of the call, else those that a fine-tuned checkpoint's generation config settles."""
+        if not multilingual(config, override):
+            return language, task
+        if language is None:
+            language = getattr(config, "language", None)
+        return language, getattr(config, "task", None) if task is None else task
 
     def _features(
         self, features: Tensor | None, mask: Tensor | None, encoder_outputs: Any

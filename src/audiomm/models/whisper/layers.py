@@ -65,9 +65,7 @@ class WhisperAttention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         weights = None
         if weights_wanted or head_mask is not None or self.config.attn_implementation == "eager":
-            attended, weights = attend_eager(
-                queries, *pair, mask, scale=1.0, dropout=dropout, head_mask=head_mask
-            )
+            attended, weights = attend_eager(queries, *pair, mask, scale=1.0, dropout=dropout, head_mask=head_mask)
         else:
             attended = attend(queries, *pair, mask, scale=1.0, dropout=dropout)
         return self.out_proj(attended.transpose(1, 2).flatten(2)), weights if weights_wanted else None
@@ -91,9 +89,7 @@ class WhisperEncoderLayer(nn.Module):
         self, hidden: Tensor, head_mask: Tensor | None = None, weights_wanted: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         normed = self.self_attn_layer_norm(hidden)
-        attended, weights = self.self_attn.read(
-            normed, self.self_attn.pair(normed), None, head_mask, weights_wanted
-        )
+        attended, weights = self.self_attn.read(normed, self.self_attn.pair(normed), None, head_mask, weights_wanted)
         hidden = hidden + functional.dropout(attended, self.dropout, self.training)
         hidden = hidden + feed_forward(self, hidden)
         if hidden.dtype == torch.float16:

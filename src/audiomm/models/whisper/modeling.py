@@ -247,9 +247,7 @@ class WhisperDecoder(WhisperPreTrainedModel):
         wanted = use_cache and not (self.gradient_checkpointing and self.training)
         return Cache(self.cache_specs()) if wanted else PassThrough()
 
-    def _embed_positions(
-        self, past: int, count: int, positions: Tensor | None, position_ids: Tensor | None
-    ) -> Tensor:
+    def _embed_positions(self, past: int, count: int, positions: Tensor | None, position_ids: Tensor | None) -> Tensor:
         table = self.embed_positions.weight
         if position_ids is not None:
             return functional.embedding(position_ids, table)
@@ -402,4 +400,3 @@ def as_encoder_output(given: Any) -> BaseModelOutput:
         f"encoder_outputs is a {type(given).__name__}; accepted are what the encoder returns, its last hidden state "
         "(batch, positions, d_model), or a tuple that starts with it."
     )
-
