@@ -34,10 +34,10 @@ def run(setting: Setting) -> dict[str, Any]:
 
             theirs = transformers.WhisperFeatureExtractor()
 
-            def peer(clips: list[Any] = clips) -> Any:
+            def peer(clips: list[Any] = clips, theirs: Any = theirs) -> Any:
                 return theirs(clips, sampling_rate=RATE, return_tensors="np")["input_features"]
 
-            def in_numpy(clips: list[Any] = clips) -> Any:
+            def in_numpy(clips: list[Any] = clips, theirs: Any = theirs) -> Any:
                 return theirs._np_extract_fbank_features(np.stack(clips), "cpu")
 
             sides |= {"transformers (torch)": peer, "transformers (numpy)": in_numpy}
@@ -46,7 +46,7 @@ def run(setting: Setting) -> dict[str, Any]:
 
             extractor = FeatureExtractor()
 
-            def faster(clips: list[Any] = clips) -> Any:
+            def faster(clips: list[Any] = clips, extractor: Any = extractor) -> Any:
                 return np.stack([extractor(clip)[:, :3000] for clip in clips])
 
             sides["faster-whisper"] = faster
