@@ -27,6 +27,7 @@ FRAMES_PER_SECOND = 50  # encoder positions, after the stride of two
 WINDOW_SECONDS = 30.0
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SILENCE = len(WORDS)  # the class of a frame without a digit
+NOISE_SHARE, OTHERS_SHARE = 0.07, 0.008  # windows without a digit: more of them, and new voices come back empty
 HELD_OUT_VOICES = ("flite-rms", "espeak-en-us+f5", "espeak-en-gb-x-rp+m8", "espeak-en+Andrea", "espeak-en-us+Michael")
 _OTHER_TEXT = (
     "house water people garden window the and because music letter morning animal country picture answer paper yes no "
@@ -257,13 +258,13 @@ class WindowMaker:
         rng, samples = self.rng, int(seconds * RATE)
         window = Window(np.zeros(samples, np.float32))
         kind = rng.random()
-        if kind < 0.10:
+        if kind < NOISE_SHARE:
             window.content = seconds if dense else rng.uniform(0.5, seconds)
             length = int(window.content * RATE)
             if rng.random() < 0.8:
                 window.wave[:length] = self.noise_like(length) * 10 ** rng.uniform(-5, -0.7)
             return window
-        if kind < 0.13 and self.others:
+        if kind < NOISE_SHARE + OTHERS_SHARE and self.others:
             at = int(rng.uniform(0, 0.5) * RATE)
             while at < samples and rng.random() < 0.9:
                 word = self.others[int(rng.integers(len(self.others)))]

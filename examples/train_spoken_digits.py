@@ -145,7 +145,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--progress", type=float, default=0.5, help="with --start: where in the curriculum to begin")
     parser.add_argument("--rate", type=float, default=1.5e-3, help="highest learning rate")
     parser.add_argument("--encoder-share", type=float, default=1.0, help="the encoder's rate as a share of --rate")
-    parser.add_argument("--copies", type=int, default=10, help="virtual speakers made of every speaker")
+    parser.add_argument("--copies", type=int, default=16, help="virtual speakers made of every speaker")
     parser.add_argument("--voices", type=int, default=300, help="synthetic voices to draw")
     parser.add_argument("--processes", type=int, default=2, help="training processes, one thread each")
     parser.add_argument("--seed", type=int, default=1)

@@ -8,10 +8,14 @@ be seen.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from .cache import Slots
 
 CAUSAL: Literal["causal"] = "causal"
 
@@ -54,3 +58,17 @@ def attention_mask(
         seen = seen & (queries - keys < window)
     # A padding query sees nothing, and a softmax over nothing is NaN: let it see everything, nobody reads its answer.
     return seen | (queries < 0)
+
+
+def layer_masks(query_count: int, slots: Slots, windows: Iterable[int | None]) -> dict[int | None, Mask]:
+    """One mask for each kind of layer of a decoder, by its window (None: full attention).
+
+    Args:
+        query_count: New tokens a row.
+        slots: What `Cache.reserve` answered.
+        windows: The windows that occur in the decoder.
+    """
+    return {
+        window: attention_mask(query_count, slots.queries, slots.keys, past=slots.past, window=window)
+        for window in set(windows)
+    }
