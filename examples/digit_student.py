@@ -37,6 +37,33 @@ def look_back(query: nn.Linear, key: nn.Linear, frames: int, gain: float = 1.8) 
     query.weight[rows + 32, pairs] = -gain * angle.sin()
 
 
+def listen_ahead(attention: nn.Module, heads: list[int], size: int, frames: int, gain: float = 1.3) -> None:
+    """Let heads of a cross-attention look softly `frames` after the timestamp that was read, and answer with a place.
+
+    Queries and keys are made as in `look_back`. Values and output pass on the sines and cosines of the place looked at,
+    in which the embeddings of the timestamps are written, too: the heads can name a time before they have learnt when.
+    """
+    half = attention.q_proj.in_features // 2
+    rows = torch.arange(size // 2)
+    for number, head in enumerate(heads):
+        pairs = torch.arange(size // 2) * 2 + 5
+        angle = torch.exp(-math.log(10000) * pairs / (half - 1)) * frames
+        sines, cosines = head * size + rows, head * size + size // 2 + rows
+        for linear in (attention.q_proj, attention.k_proj):
+            linear.weight[head * size : (head + 1) * size] = 0.0
+        attention.q_proj.bias[head * size : (head + 1) * size] = 0.0
+        attention.k_proj.weight[sines, pairs] = attention.k_proj.weight[cosines, half + pairs] = gain
+        attention.q_proj.weight[sines, pairs] = attention.q_proj.weight[cosines, half + pairs] = gain * angle.cos()
+        attention.q_proj.weight[sines, half + pairs] = gain * angle.sin()
+        attention.q_proj.weight[cosines, pairs] = -gain * angle.sin()
+        told = torch.arange(size // 2) * len(heads) + number + 3
+        attention.v_proj.weight[head * size : (head + 1) * size] *= 0.1
+        attention.out_proj.weight[:, head * size : (head + 1) * size] *= 0.1
+        for row, dims in ((sines, told), (cosines, half + told)):
+            attention.v_proj.weight[row, dims] += 1.0
+            attention.out_proj.weight[dims, row] += 0.7
+
+
 class Student(nn.Module):
     """The Whisper model with a frame classifier and a view of its guided cross-attention heads."""
 
@@ -68,10 +95,15 @@ class Student(nn.Module):
                         module.weight.mul_(quiet)
         model.decoder.embed_tokens.weight.normal_(std=0.05)
         table = model.encoder.embed_positions.weight  # timestamps start with the geometry of the encoder's positions
-        model.decoder.embed_tokens.weight[FIRST_TIME : FIRST_TIME + len(table)] = table * 0.08
+        model.decoder.embed_tokens.weight[FIRST_TIME : FIRST_TIME + len(table)] = table * 0.1
         model.decoder.embed_positions.weight.normal_(std=0.02)
         for layer in model.encoder.layers[1:]:
             look_back(layer.self_attn.q_proj, layer.self_attn.k_proj, frames=26)
+        size = self.whisper.config.d_model // self.whisper.config.decoder_attention_heads
+        for number, layer in enumerate(model.decoder.layers):
+            heads = [head for place, head in GUIDED if place == number]
+            if heads:
+                listen_ahead(layer.encoder_attn, heads, size, frames=14)
 
     def encode(self, features: Tensor, positions: Tensor) -> Tensor:
         """The encoder on a window of any length, at any place of the table of positions."""

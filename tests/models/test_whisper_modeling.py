@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from audiomm import GenerationError, ShapeError, WhisperForAudioClassification, WhisperForConditionalGeneration
+from audiomm import (
+    GenerationError,
+    ShapeError,
+    WhisperForAudioClassification,
+    WhisperForConditionalGeneration,
+    WhisperModel,
+)
+from audiomm.layers.embedding import sinusoids
 from audiomm.models.whisper.augment import spec_augment
 
 PREFIX = torch.tensor([[3, 10, 11, 12, 13], [3, 20, 21, 22, 23]])
@@ -232,3 +239,13 @@ def test_the_step_compiles_as_one_graph(tiny_whisper, features):
         assert len(graphs) == int(compile_it)
     for one, other in zip(eager, compiled, strict=True):
         assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_a_new_encoder_starts_with_sinusoidal_positions(tiny_whisper_config):
+    config = tiny_whisper_config()
+    expected = sinusoids(config.max_source_positions, config.d_model)
+    for cls in (WhisperModel, WhisperForConditionalGeneration):
+        model = cls(config)
+        assert torch.equal(model.base_model.encoder.embed_positions.weight, expected)
+        model.init_weights()
+        assert torch.equal(model.base_model.encoder.embed_positions.weight, expected)

@@ -21,6 +21,9 @@ class FakeExtractor:
     sampling_rate = RATE
     chunk_length = 30
     n_samples = 30 * RATE
+    hop_length = 160
+    nb_max_frames = 3000
+    feature_size = 1
 
     def __init__(self) -> None:
         self.calls: list[int] = []
@@ -28,7 +31,7 @@ class FakeExtractor:
     def __call__(self, samples: np.ndarray, *, truncation: bool = True, padding: str = "max_length", **_: Any) -> Any:
         self.calls.append(len(samples))
         frames = len(samples) // 160
-        length = frames if padding == "longest" else 3000
+        length = 3000 if padding == "max_length" else frames
         features = torch.zeros(1, 1, length)
         peaks = torch.as_tensor(np.array(samples[: frames * 160])).reshape(-1, 160).abs().amax(dim=1)
         features[0, 0, : min(frames, length)] = peaks[:length]
@@ -84,13 +87,14 @@ class FakeModel(nn.Module):
         if "monitor_progress" in kwargs:
             kwargs["monitor_progress"](torch.tensor([[0, int(n)] for n in attention_mask.sum(1)]))
         segments = []
-        for row in features[:, 0]:
+        for number in range(features.shape[0]):
+            row = features[number : number + 1, :, :][0, 0]
             seconds = row[: len(row) // 100 * 100].reshape(-1, 100).amax(dim=1)
             segments.append([self._segment(int(second)) for second in (seconds > 0.4).nonzero()[:, 0]])
         tokens = [[int(token) for segment in row for token in segment["tokens"]] for row in segments]
         longest = max(map(len, tokens))
         sequences = torch.tensor([row + [0] * (longest - len(row)) for row in tokens])
-        return {"sequences": sequences, "segments": segments, "languages": ["fr"] * len(features)}
+        return {"sequences": sequences, "segments": segments, "languages": ["fr"] * features.shape[0]}
 
     @staticmethod
     def _segment(second: int) -> dict[str, Any]:

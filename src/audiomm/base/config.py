@@ -23,7 +23,7 @@ CONFIG_NAME = "config.json"
 # Choices of one process, not facts of the checkpoint: never written to config.json and never taken from one, so that
 # a downloaded file cannot choose which code runs.
 _RUNTIME_KEYS = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal", "auto_map",
-                 "trust_remote_code", "_commit_hash", "name_or_path", "_name_or_path")  # fmt: skip
+                 "trust_remote_code", "_commit_hash", "name_or_path", "_name_or_path", "per_layer_embeddings")  # fmt: skip
 
 ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager")
 
@@ -47,6 +47,8 @@ class PreTrainedConfig:
 
     model_type: ClassVar[str] = ""
     sub_configs: ClassVar[dict[str, type[PreTrainedConfig]]] = {}
+    #: Those of `sub_configs` that may be None: the model then lacks that part.
+    optional_configs: ClassVar[frozenset[str]] = frozenset()
     attribute_map: ClassVar[dict[str, str]] = {}
 
     architectures: list[str] | None = None
@@ -139,11 +141,17 @@ class PreTrainedConfig:
         for name, kind in self.sub_configs.items():
             value = getattr(self, name, None)
             if value is None:
-                setattr(self, name, kind(attn_implementation=self.attn_implementation))
+                if name not in self.optional_configs:
+                    setattr(self, name, kind(attn_implementation=self.attn_implementation))
             elif isinstance(value, dict):
                 setattr(self, name, kind.from_dict(value, attn_implementation=self.attn_implementation))
             elif not isinstance(value, kind):
                 raise ConfigError(f"{name} is a {type(value).__name__}; accepted are {kind.__name__} and dict.")
+
+    def parts(self) -> list[PreTrainedConfig]:
+        """The nested configurations that are there."""
+        nested = [getattr(self, name) for name in self.sub_configs]
+        return [part for part in nested if part is not None]
 
     def __getattr__(self, name: str) -> Any:
         # Only reached when normal lookup fails: an alias such as hidden_size -> d_model.

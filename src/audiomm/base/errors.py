@@ -20,6 +20,14 @@ AudiommError
 │   │   ├── NonFiniteAudioError          NaN, infinity or absurd amplitudes
 │   │   ├── SampleRateError              a sampling rate that is missing, wrong or impossible
 │   │   └── TruncatedAudioError          the file holds less than it declares
+│   ├── ImageError                       a picture cannot be used
+│   │   ├── ImageDecodeError             not a picture file, or a broken one
+│   │   ├── ImageFileNotFoundError (FileNotFoundError)  no such picture file
+│   │   └── ImageLimitError              more pixels or bytes than the limit
+│   ├── VideoError                       a video cannot be used
+│   │   ├── VideoDecodeError             not a video file, or a broken one
+│   │   ├── VideoFileNotFoundError (FileNotFoundError)  no such video file
+│   │   └── VideoLimitError              more frames, pixels or bytes than the limit
 │   └── PlaceholderError                 media marks in the text and media passed do not agree
 ├── GenerationError (ValueError)         generate() was asked for something impossible
 ├── NumericalError (FloatingPointError)  NaN where a number is needed
@@ -107,6 +115,38 @@ class SampleRateError(AudioError):
 
 class TruncatedAudioError(AudioError):
     """The file holds less audio than it declares."""
+
+
+class ImageError(InputError):
+    """A picture cannot be used."""
+
+
+class ImageDecodeError(ImageError):
+    """Not a picture file, or a broken one."""
+
+
+class ImageFileNotFoundError(ImageError, FileNotFoundError):
+    """There is no such picture file."""
+
+
+class ImageLimitError(ImageError):
+    """A picture has more pixels or bytes than the limit."""
+
+
+class VideoError(InputError):
+    """A video cannot be used."""
+
+
+class VideoDecodeError(VideoError):
+    """Not a video file, or a broken one."""
+
+
+class VideoFileNotFoundError(VideoError, FileNotFoundError):
+    """There is no such video file."""
+
+
+class VideoLimitError(VideoError):
+    """A video has more frames, pixels or bytes than the limit."""
 
 
 class PlaceholderError(InputError):

@@ -76,7 +76,8 @@ def compare(model: Any, checkpoint: Checkpoint) -> LoadingReport:
     needed = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     for name in model.active_ties():
         needed.pop(name, None)
-    known = _translate(model, set(needed), list(checkpoint.shapes))
+    originals = {_rename(model, name): name for name in checkpoint.shapes}
+    known = {name: originals[source] for name, source in _translate(model, set(needed), list(originals)).items()}
     for name, shape in needed.items():
         source = known.pop(name, None)
         if source is None:
@@ -88,6 +89,13 @@ def compare(model: Any, checkpoint: Checkpoint) -> LoadingReport:
     patterns = [re.compile(pattern) for pattern in (*model.ignored_weights, *map(re.escape, model.active_ties()))]
     report.unexpected = [name for name in known if not any(pattern.match(name) for pattern in patterns)]
     return report
+
+
+def _rename(model: Any, name: str) -> str:
+    """The name by which this class knows a tensor that a checkpoint of another class or age calls `name`."""
+    for pattern, replacement in model.renamed_weights:
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
 def _translate(model: Any, needed: set[str], names: list[str]) -> dict[str, str]:
@@ -139,7 +147,12 @@ def fill(
                 f"{source} in {checkpoint.files[source]}: {bad:,} of {tensor.numel():,} values are NaN or infinite. "
                 "verify=False loads them all the same."
             )
-        _assign(model, names[source], tensor.to(device=_device_of(names[source], devices), dtype=dtype))
+        device = _device_of(names[source], devices)
+        module = model.get_submodule(names[source].rpartition(".")[0])
+        if hasattr(module, "take_weight"):  # a table that may stay where it is
+            module.take_weight(tensor, device, dtype)
+        else:
+            _assign(model, names[source], tensor.to(device=device, dtype=dtype))
 
 
 def _is_finite(tensor: Tensor) -> bool:

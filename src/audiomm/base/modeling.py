@@ -42,6 +42,7 @@ class PreTrainedModel(nn.Module):
         tied_weights: {name: the name whose tensor it shares}, when config.tie_word_embeddings is set.
         new_weights: Prefixes of weights that a checkpoint may lack: a task head, initialised with a warning.
         ignored_weights: Patterns of names in a checkpoint that this class has no use for.
+        renamed_weights: (pattern, replacement) for names that other classes of the family give to the same weights.
     """
 
     config_class: ClassVar[type[PreTrainedConfig]] = PreTrainedConfig
@@ -50,6 +51,7 @@ class PreTrainedModel(nn.Module):
     tied_weights: ClassVar[dict[str, str]] = {}
     new_weights: ClassVar[tuple[str, ...]] = ()
     ignored_weights: ClassVar[tuple[str, ...]] = ()
+    renamed_weights: ClassVar[tuple[tuple[str, str], ...]] = ()
     no_split_modules: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: PreTrainedConfig) -> None:
@@ -76,15 +78,16 @@ class PreTrainedModel(nn.Module):
 
     def init_weights(self) -> None:
         """Give all weights their initial values anew."""
-        for module in self.modules():
+        for module in reversed(list(self.modules())):
             self.init_module(module)
 
     @classmethod
     def _own_modules(cls, module: nn.Module) -> Iterator[nn.Module]:
-        yield module
+        """The module and what is in it; parts come first, so that a module may override what its parts were given."""
         for child in module.children():
             if not isinstance(child, PreTrainedModel):
                 yield from cls._own_modules(child)
+        yield module
 
     @torch.no_grad()
     def init_module(self, module: nn.Module) -> None:
@@ -134,8 +137,8 @@ class PreTrainedModel(nn.Module):
                 f"attn_implementation={attn_implementation!r}: accepted are {' and '.join(ATTENTION_IMPLEMENTATIONS)}."
             )
         self.config.attn_implementation = attn_implementation
-        for name in self.config.sub_configs:
-            getattr(self.config, name).attn_implementation = attn_implementation
+        for part in self.config.parts():
+            part.attn_implementation = attn_implementation
 
     # ------------------------------------------------------------------ embeddings and training switches
 
@@ -300,7 +303,7 @@ class PreTrainedModel(nn.Module):
                     f"attn_implementation={attn_implementation!r}: accepted are "
                     f"{' and '.join(ATTENTION_IMPLEMENTATIONS)}."
                 )
-            for part in (config, *(getattr(config, name) for name in config.sub_configs)):
+            for part in (config, *config.parts()):
                 part.attn_implementation = attn_implementation
         return config
 

@@ -16,12 +16,13 @@ from typing import Any, ClassVar
 from tokenizers import Encoding, Tokenizer
 from typing_extensions import Self
 
+from .chat import TYPED_START
 from .encoding import BatchEncoding, TensorKind, cut_to_fit, pad_rows, plain_list, token_ids_of
 from .errors import ConfigError, InputError
 from .hub import Source
+from .tokenizer_chat import ChatTemplates, encode_typed
 from .tokenizer_files import TOKENIZER_FILE, added_token, read_backend, read_settings, token_text, write_tokenizer
 from .tokenizer_inputs import as_batch, as_columns, one_of, truncation_strategy
-from .vocabulary import Vocabulary
 
 _LOGGER = logging.getLogger("audiomm.base.tokenizer")
 
@@ -43,7 +44,7 @@ _SIDES = ("right", "left")
 _PLAIN_CLASS = "PreTrainedTokenizerFast"
 
 
-class PreTrainedTokenizer(Vocabulary):
+class PreTrainedTokenizer(ChatTemplates):
     """Tokenizer of a checkpoint.
 
     Attributes:
@@ -221,6 +222,7 @@ class PreTrainedTokenizer(Vocabulary):
         return_offsets_mapping: bool = False,
         return_length: bool = False,
         split_special_tokens: bool = False,
+        sanitize_control_tokens: bool = False,
         verbose: bool = True,
     ) -> BatchEncoding:
         """What a call of the tokenizer does, with every option by name.
@@ -243,6 +245,7 @@ class PreTrainedTokenizer(Vocabulary):
             return_offsets_mapping: Add (start, end) of each token in the text, in characters.
             return_length: Add the number of tokens.
             split_special_tokens: Encode special tokens written in the text as plain text.
+            sanitize_control_tokens: Do so for those that `chat.mark_typed` has marked, and for no other.
             verbose: Accepted for compatibility.
 
         Raises:
@@ -258,7 +261,12 @@ class PreTrainedTokenizer(Vocabulary):
                 f"beyond it. Use {limit // pad_to_multiple_of * pad_to_multiple_of}."
             )
         backend = self._literal() if split_special_tokens else self._tokenizer
-        encodings = self._encode(backend, texts, pairs, is_split_into_words, add_special_tokens, cut, limit)
+        if sanitize_control_tokens and any(TYPED_START in text for text in texts):
+            if pairs is not None or is_split_into_words:
+                raise InputError("sanitize_control_tokens=True takes whole texts, without text_pair.")
+            encodings = [self._sanitized(text, add_special_tokens, limit) for text in texts]
+        else:
+            encodings = self._encode(backend, texts, pairs, is_split_into_words, add_special_tokens, cut, limit)
         wanted = {
             "token_type_ids": return_token_type_ids,
             "attention_mask": return_attention_mask,
@@ -340,6 +348,13 @@ class PreTrainedTokenizer(Vocabulary):
             cut_to_fit(first, second, cut, limit - reserved, self.truncation_side)
         together = zip(firsts, seconds, strict=True)
         return [backend.post_process(first, second, add_special_tokens=special) for first, second in together]
+
+    def _sanitized(self, text: str, special: bool, limit: int | None) -> Encoding:
+        encoding = encode_typed(self._tokenizer, self._literal(), text)
+        if limit is not None:
+            reserved = self._tokenizer.num_special_tokens_to_add(False) if special else 0
+            cut_to_fit(encoding, None, "longest_first", max(limit - reserved, 0), self.truncation_side)
+        return self._tokenizer.post_process(encoding, None, add_special_tokens=special)
 
     def _literal(self) -> Tokenizer:
         """A twin of the backend that reads special tokens as plain text; made once, the first time it is needed."""

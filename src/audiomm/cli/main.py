@@ -59,6 +59,15 @@ def build_parser() -> argparse.ArgumentParser:
     info.add_argument("model", metavar="MODEL", help="a folder or a hub id")
     info.add_argument("--revision", help="branch, tag or commit on the hub")
     info.set_defaults(module="info")
+    convert = commands.add_parser("convert", help="a Whisper checkpoint of another program to a folder that loads here")
+    convert.add_argument("source", metavar="SOURCE", help="a .pt or ggml file, or a folder or hub id of another format")
+    convert.add_argument("output", metavar="OUTPUT", help="the folder to write; must not exist or be empty")
+    convert.add_argument(
+        "--format", default="auto", help="openai, ggml, ctranslate2, torch, flax, tensorflow, safetensors"
+    )
+    convert.add_argument("--dtype", default="auto", help="float32, float16 or bfloat16; the source's when left out")
+    convert.add_argument("--tokenizer", help="folder, hub id or .tiktoken file, where the source holds no tokenizer")
+    convert.set_defaults(module="convert")
     env = commands.add_parser("env", help="versions and devices, for reports of problems")
     env.set_defaults(module="env")
     return parser

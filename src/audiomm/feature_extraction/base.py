@@ -7,6 +7,7 @@ processor_config.json) are those of transformers, so that either library reads w
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import logging
 import os
@@ -135,13 +136,29 @@ class FeatureExtractionMixin:
     model_input_names: ClassVar[list[str]] = []
     #: Section of processor_config.json that holds this object's settings.
     processor_section: ClassVar[str] = "feature_extractor"
+    #: Files of its own that hold them, looked for in this order; the first is the one that is written.
+    settings_files: ClassVar[tuple[str, ...]] = (PREPROCESSOR_FILE,)
+    #: Key under which its class is written.
+    type_key: ClassVar[str] = "feature_extractor_type"
     #: Attributes that are not settings.
     derived: ClassVar[frozenset[str]] = frozenset({"extra"})
 
     def __init__(self, **extra: Any) -> None:
         self.extra: dict[str, Any] = {
-            key: value for key, value in extra.items() if key not in ("feature_extractor_type", "mel_filters")
+            key: value for key, value in extra.items() if key not in (self.type_key, "mel_filters")
         }
+
+    @classmethod
+    def setting_names(cls) -> set[str]:
+        """Names of all settings the constructor takes, those it hands on to a parent's included."""
+        named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        parameters = (
+            parameter
+            for parent in cls.__mro__
+            if "__init__" in vars(parent)
+            for parameter in inspect.signature(vars(parent)["__init__"]).parameters.values()
+        )
+        return {parameter.name for parameter in parameters if parameter.kind in named} - {"self"}
 
     @classmethod
     def from_pretrained(
@@ -162,17 +179,17 @@ class FeatureExtractionMixin:
         path = source.find(PROCESSOR_FILE)
         section = read_json(path).get(cls.processor_section) if path is not None else None
         if section is None:
-            path = source.find(PREPROCESSOR_FILE)
+            path = next((path for name in cls.settings_files if (path := source.find(name)) is not None), None)
             if path is None:
                 raise CheckpointNotFoundError(
-                    f"{str(pretrained_model_name_or_path)!r} holds neither {PREPROCESSOR_FILE} nor a {PROCESSOR_FILE} "
-                    f"with a {cls.processor_section!r} section; is it a model's folder or hub id?"
+                    f"{str(pretrained_model_name_or_path)!r} holds neither {' nor '.join(cls.settings_files)} nor a "
+                    f"{PROCESSOR_FILE} with a {cls.processor_section!r} section; is it a model's folder or hub id?"
                 )
             section = read_json(path)
         if not isinstance(section, dict):
             raise ConfigError(f"{path}: {cls.processor_section!r} is {section!r}, but an object {{...}} is needed.")
-        saved_as = section.get("feature_extractor_type")
-        if saved_as is not None and saved_as not in {parent.__name__ for parent in cls.__mro__}:
+        saved_as = section.get(cls.type_key)
+        if saved_as is not None and saved_as.removesuffix("Fast") not in {parent.__name__ for parent in cls.__mro__}:
             logger.warning("%s was written by %s and is being read by %s.", path, saved_as, cls.__name__)
         return cls.from_dict(section, **kwargs)
 
@@ -182,19 +199,19 @@ class FeatureExtractionMixin:
         return cls(**{**copy.deepcopy(dict(settings)), **overrides})
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> list[str]:
-        """Write preprocessor_config.json into `save_directory`, and return the paths written.
+        """Write preprocessor_config.json (the first of `settings_files`) into `save_directory`; the paths written.
 
         Raises:
             SaveError: The file could not be written.
         """
-        path = make_folder(save_directory) / PREPROCESSOR_FILE
+        path = make_folder(save_directory) / self.settings_files[0]
         write_json(path, self.to_dict())
         return [str(path)]
 
     def to_dict(self) -> dict[str, Any]:
         """Settings, unknown keys included, as they are written."""
         settings = {key: value for key, value in vars(self).items() if key not in self.derived and key[0] != "_"}
-        return copy.deepcopy({**self.extra, **settings, "feature_extractor_type": type(self).__name__})
+        return copy.deepcopy({**self.extra, **settings, self.type_key: type(self).__name__})
 
     def to_json_string(self) -> str:
         """Settings as indented JSON."""

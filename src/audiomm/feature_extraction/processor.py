@@ -27,26 +27,32 @@ class ProcessorMixin:
     """What every processor shares.
 
     A subclass names its parts in `attributes`, in the order of its constructor, and for each part `x` its class in
-    `x_class`; a part called "tokenizer" is a tokenizer, the others are extractors.
+    `x_class`; a part called "tokenizer" is a tokenizer, the others are extractors. A part in `optional` may be None;
+    numbers of its own that stand beside the parts in processor_config.json are in `settings`, with their defaults.
 
     Attributes:
-        extra: Keys of processor_config.json that are not parts; kept and written back.
+        extra: Keys of processor_config.json that are neither; kept and written back.
     """
 
     attributes: ClassVar[tuple[str, ...]] = ("feature_extractor", "tokenizer")
+    optional: ClassVar[frozenset[str]] = frozenset()
+    settings: ClassVar[dict[str, Any]] = {}
     feature_extractor_class: ClassVar[type[FeatureExtractionMixin]]
     tokenizer_class: ClassVar[type[PreTrainedTokenizer]] = PreTrainedTokenizer
 
     feature_extractor: Any
     tokenizer: Any
 
-    def __init__(self, *parts: Any, **named: Any) -> None:
+    def __init__(self, *parts: Any, chat_template: str | dict[str, str] | None = None, **named: Any) -> None:
         """Put parts together, in the order of `attributes` or by name.
 
         Raises:
             TypeError: A part is missing, one too many, or of another class.
         """
+        for name, default in self.settings.items():
+            setattr(self, name, named.pop(name, default))
         given = {**dict(zip(self.attributes, parts, strict=False)), **named}
+        given |= {name: None for name in self.optional if name not in given}
         if len(parts) > len(self.attributes) or set(given) != set(self.attributes):
             raise TypeError(
                 f"{type(self).__name__} is made of {', '.join(self.attributes)}; got {len(parts)} parts"
@@ -54,20 +60,36 @@ class ProcessorMixin:
             )
         for name, part in given.items():
             wanted = getattr(self, f"{name}_class")
-            if not isinstance(part, wanted):
+            if not isinstance(part, wanted) and not (part is None and name in self.optional):
                 raise TypeError(f"{name} is a {type(part).__name__}; {type(self).__name__} needs a {wanted.__name__}.")
             setattr(self, name, part)
         self.extra: dict[str, Any] = {}
+        if chat_template is not None:
+            self.chat_template = chat_template
+
+    @property
+    def chat_template(self) -> str | dict[str, str] | None:
+        """The tokenizer's chat template."""
+        return self.tokenizer.chat_template
+
+    @chat_template.setter
+    def chat_template(self, template: str | dict[str, str] | None) -> None:
+        self.tokenizer.chat_template = template
 
     @property
     def model_input_names(self) -> list[str]:
         """Names of what a call may return, extractors' first."""
-        parts = [getattr(self, name) for name in self._extractors()] + [self.tokenizer]
+        parts = [*self._present().values(), self.tokenizer]
         return list(dict.fromkeys(name for part in parts for name in part.model_input_names))
 
     @classmethod
     def _extractors(cls) -> list[str]:
         return [name for name in cls.attributes if name != "tokenizer"]
+
+    def _present(self) -> dict[str, Any]:
+        """The extractors that there are, by name."""
+        parts = {name: getattr(self, name) for name in self._extractors()}
+        return {name: part for name, part in parts.items() if part is not None}
 
     @classmethod
     def from_pretrained(
@@ -85,17 +107,26 @@ class ProcessorMixin:
             ConfigError: They cannot be understood.
         """
         hub = {option: kwargs.pop(option) for option in _HUB_OPTIONS if option in kwargs}
+        source = Source.take(pretrained_model_name_or_path, dict(hub))
+        path = source.find(PROCESSOR_FILE)
+        config = read_json(path) if path is not None else {}
+        named = {name: kwargs.pop(name, config.get(name)) for name in (*cls.settings, "chat_template")}
         parts: dict[str, Any] = {}
         for part in cls._extractors():
             part_class = getattr(cls, f"{part}_class")
+            if part in cls.optional and not _has(source, config, part_class):
+                continue
             known = set(inspect.signature(part_class.__init__).parameters) - {"self", "padding_side"}
             own = {option: kwargs.pop(option) for option in list(kwargs) if option in known}
             parts[part] = part_class.from_pretrained(pretrained_model_name_or_path, **hub, **own)
         parts["tokenizer"] = cls.tokenizer_class.from_pretrained(pretrained_model_name_or_path, **hub, **kwargs)
-        processor = cls(**parts)
-        path = Source.take(pretrained_model_name_or_path, dict(hub)).find(PROCESSOR_FILE)
-        settings = read_json(path) if path is not None else {}
-        processor.extra = {key: settings[key] for key in settings if key not in (*cls.attributes, "processor_class")}
+        if named["chat_template"] is None and parts["tokenizer"].chat_template is None:
+            # An older place of a processor's template.
+            path = source.find("chat_template.json")
+            named["chat_template"] = read_json(path).get("chat_template") if path is not None else None
+        processor = cls(**parts, **{name: value for name, value in named.items() if value is not None})
+        known = {*cls.attributes, *named, "processor_class"}
+        processor.extra = {key: value for key, value in config.items() if key not in known}
         return processor
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], legacy_format: bool = False) -> list[str]:
@@ -112,8 +143,13 @@ class ProcessorMixin:
         target = make_folder(save_directory)
         written = list(self.tokenizer.save_pretrained(target))
         if legacy_format:
-            for name in self._extractors():
-                written += getattr(self, name).save_pretrained(target)
+            files: dict[str, dict[str, Any]] = {}
+            for part in self._present().values():
+                # Extractors that share a file are told apart by their keys, as published checkpoints do it.
+                files.setdefault(part.settings_files[0], {}).update(part.to_dict())
+            for name, content in files.items():
+                write_json(target / name, content)
+                written.append(str(target / name))
         else:
             write_json(target / PROCESSOR_FILE, self.to_dict())
             written.append(str(target / PROCESSOR_FILE))
@@ -121,8 +157,9 @@ class ProcessorMixin:
 
     def to_dict(self) -> dict[str, Any]:
         """What processor_config.json holds."""
-        sections = {name: getattr(self, name).to_dict() for name in self._extractors()}
-        return copy.deepcopy({**self.extra, **sections, "processor_class": type(self).__name__})
+        sections = {name: part.to_dict() for name, part in self._present().items()}
+        numbers = {name: getattr(self, name) for name in self.settings}
+        return copy.deepcopy({**self.extra, **numbers, **sections, "processor_class": type(self).__name__})
 
     def to_json_string(self) -> str:
         """`to_dict` as indented JSON."""
@@ -184,3 +221,11 @@ class ProcessorMixin:
     def batch_decode(self, *args: Any, **kwargs: Any) -> list[Any]:
         """The tokenizer's `batch_decode`."""
         return self.tokenizer.batch_decode(*args, **kwargs)
+
+
+def _has(source: Source, config: Mapping[str, Any], part_class: type[FeatureExtractionMixin]) -> bool:
+    """Whether a checkpoint describes an optional part: in processor_config.json, or in an older file of its own."""
+    if config.get(part_class.processor_section) is not None:
+        return True
+    paths = [path for name in part_class.settings_files if (path := source.find(name)) is not None]
+    return any(part_class.type_key in read_json(path) for path in paths)

@@ -79,7 +79,7 @@ def beam_search(request: DecodeRequest) -> GenerateOutput:
     """
     config, record = request.config, Record(request.config)
     rows, logits = start(request, _count(config), record)
-    state = _first_state(request, rows)
+    state = first_state(request, rows, places=_count(config))
     while True:
         candidates = _candidates(request, state, rows, logits, record)
         _select(request, state, rows, candidates)
@@ -102,7 +102,8 @@ def _take(values: Tensor, index: Tensor) -> Tensor:
     return values.gather(1, index[:, :, None].expand(-1, -1, values.shape[2]))
 
 
-def _first_state(request: DecodeRequest, rows: DecodeState) -> BeamState:
+def first_state(request: DecodeRequest, rows: DecodeState, places: int) -> BeamState:
+    """The start of a search that keeps up to `places` finished sequences of each item."""
     beams, batch = _count(request.config), request.prompt.shape[0]
     device = rows.tokens.device
     # A pad token of 0 counts as none here, as it does in transformers, and the first end token takes its place.
@@ -115,8 +116,12 @@ def _first_state(request: DecodeRequest, rows: DecodeState) -> BeamState:
     scores[:, 0] = 0.0
     return BeamState(
         running=Beams(tokens, scores, origins),
-        finished=Beams(tokens, torch.full_like(scores, HOPELESS), origins),
-        is_finished=torch.zeros(batch, beams, dtype=torch.bool, device=device),
+        finished=Beams(
+            tokens[:, :1].expand(-1, places, -1),
+            torch.full((batch, places), HOPELESS, device=device),
+            origins[:, :1].expand(-1, places, -1),
+        ),
+        is_finished=torch.zeros(batch, places, dtype=torch.bool, device=device),
         can_improve=torch.ones(batch, 1, dtype=torch.bool, device=device),
         all_ended=torch.zeros((), dtype=torch.bool, device=device),
     )
@@ -138,16 +143,21 @@ def _candidates(request: DecodeRequest, state: BeamState, rows: DecodeState, log
         best = total.gather(1, chosen)
     else:
         best, chosen = torch.topk(total, keep, dim=-1)
-    _note_trouble(rows, scores.amax(dim=-1).view(batch, beams), best)
-    source, token = chosen // vocabulary, chosen % vocabulary
+    note_beam_trouble(rows, scores.amax(dim=-1).view(batch, beams), best)
+    return continued(state, rows, chosen // vocabulary, chosen % vocabulary, best)
+
+
+def continued(state: BeamState, rows: DecodeState, source: Tensor, token: Tensor, scores: Tensor) -> Beams:
+    """Beams `source` (batch, n) of each item, each with one more token (batch, n) and its new score (batch, n)."""
+    batch, beams = state.running.scores.shape
     offset = torch.arange(batch, device=source.device)[:, None] * beams
-    candidates = Beams(_take(state.running.tokens, source), best, _take(state.running.origins, source))
+    candidates = Beams(_take(state.running.tokens, source), scores, _take(state.running.origins, source))
     candidates.tokens[:, :, rows.length] = token
     candidates.origins[:, :, rows.length - rows.prompt_length] = source + offset
     return candidates
 
 
-def _note_trouble(rows: DecodeState, row_best: Tensor, best: Tensor) -> None:
+def note_beam_trouble(rows: DecodeState, row_best: Tensor, best: Tensor) -> None:
     """Mark rows whose scores hold NaN, and items none of whose beams can go on; a single beam may just die out.
 
     Args:

@@ -59,6 +59,8 @@ class GenerationConfig:
     repetition_penalty: float | None
     encoder_repetition_penalty: float | None
     length_penalty: float | None
+    google_length_penalty: float | None
+    patience: float | None
     no_repeat_ngram_size: int | None
     encoder_no_repeat_ngram_size: int | None
     bad_words_ids: list[list[int]] | None

@@ -158,7 +158,9 @@ class Record:
             layers = output.get(source)
             if layers is not None:
                 if copies > 1:
-                    layers = tuple(layer.repeat_interleave(copies, dim=0) for layer in layers)
+                    # Hidden states may have dimensions before the rows: Gemma 3n's parallel streams.
+                    rows = -3 if source.endswith("hidden_states") else 0
+                    layers = tuple(layer.repeat_interleave(copies, dim=rows) for layer in layers)
                 self.steps.setdefault(name, []).append(layers)
 
     def add_scores(self, logits: Tensor, scores: Tensor) -> None:
@@ -210,7 +212,10 @@ def start(request: DecodeRequest, copies: int, record: Record) -> tuple[DecodeSt
     prompt, config = request.prompt, request.config
     rows, prompt_length = prompt.shape
     fixed = config.cache_implementation not in (None, "dynamic", "dynamic_full")
-    limit = request.max_length if config.max_cache_len is None else max(request.max_length, config.max_cache_len)
+    # A prompt given as embeddings alone takes slots that its (empty) ids do not count.
+    embeddings = request.model_inputs.get("inputs_embeds")
+    unseen = 0 if embeddings is None else max(0, embeddings.shape[1] - prompt_length)
+    limit = unseen + max(request.max_length, config.max_cache_len or 0)
     cache = request.model.make_cache(rows, max_length=limit, fixed=fixed)
     output = request.model.prefill(
         prompt, cache, attention_mask=request.prompt_mask, **request.model_inputs, **request.flags

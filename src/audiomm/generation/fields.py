@@ -151,6 +151,8 @@ FIELDS: dict[str, Rule] = {
     "repetition_penalty": _number(0.0, above=True),
     "encoder_repetition_penalty": _number(0.0, above=True),
     "length_penalty": _number(),
+    "google_length_penalty": _number(0.0, 1.0),
+    "patience": _number(0.0, above=True),
     "no_repeat_ngram_size": _integer(0),
     "encoder_no_repeat_ngram_size": _integer(0),
     "bad_words_ids": _words,

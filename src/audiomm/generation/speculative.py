@@ -71,15 +71,17 @@ class AssistantModel:
         own = replace(request, model=model, model_inputs=inputs, config=config, logprobs=False)
         state, _ = start(own, copies, Record(config))
         self.model, self.cache, self.processors = model, state.cache, request.processors
+        # Slots of a prompt that was given as embeddings alone, whose ids are not known.
+        self.unseen = state.cache.length - state.length
         self.count = request.config.num_assistant_tokens or 1
         self.threshold = request.config.assistant_confidence_threshold or 0.0
 
     def propose(self, ids: Tensor, count: int) -> Tensor:
         length = ids.shape[1]
         # Drafts that were not taken are forgotten; the newest token at least has to be read.
-        if self.cache.length > length - 1:
-            self.cache.crop(length - 1)
-        unread = ids[:, self.cache.length :]
+        if self.cache.length > self.unseen + length - 1:
+            self.cache.crop(self.unseen + length - 1)
+        unread = ids[:, self.cache.length - self.unseen :]
         for _ in range(min(count, self.count)):
             logits = last_logits(self.model.step(unread, self.cache))
             scores = self.processors(ids, logits)
@@ -122,6 +124,7 @@ def speculate(
         drafter: Makes the drafts.
     """
     flag = StopFlag(logits.device, at_once=True)
+    unseen = state.cache.length - state.length  # slots of a prompt that was given as embeddings alone
     _choose_and_show(request, state, logits, record)
     while state.length < request.max_length and not flag.is_set(state.finished):
         room = request.max_length - state.length - 1
@@ -129,7 +132,7 @@ def speculate(
         newest = state.tokens[:, state.length - 1 : state.length]
         output = request.model.step(torch.cat((newest, drafts), dim=1), state.cache, **request.flags)
         _take_agreed(request, state, output, drafts, record)
-        state.cache.crop(state.length - 1)
+        state.cache.crop(unseen + state.length - 1)
     return finish(state, record)
 
 

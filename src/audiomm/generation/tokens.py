@@ -14,6 +14,7 @@ from .build import build_stopping, build_warpers
 from .config import GenerationConfig
 from .decode import Decoder, DecodeRequest, Record, start
 from .logits import LogitsProcessorList
+from .patience import patient_beam_search
 from .sample import sample
 from .sampling import Generators
 from .speculative import AssistantModel, Drafter, PromptLookup, speculate
@@ -38,6 +39,9 @@ def generate_tokens(
     assistant_inputs: dict[str, Any] | None = None,
 ) -> GenerateOutput:
     """Continue prompts token by token: greedy, sampling or beam search, as the config says.
+
+    A search with `patience` follows the rules of OpenAI's Whisper (see `patience.py`), one without those of
+    transformers.
 
     End tokens, max_time and stop_strings of the config are heeded, and when sampling its warpers are applied after
     `processors`; of the other rules only those in `processors` are (see `build.build_processors`).
@@ -101,7 +105,7 @@ def generate_tokens(
             f"{name} cannot follow a search with num_beams={config.num_beams}, which may still change its mind about "
             "earlier tokens: pass num_beams=1, or leave it out."
         )
-    return beam_search(request)
+    return beam_search(request) if config.patience is None else patient_beam_search(request)
 
 
 def _speculate(request: DecodeRequest, assistant: Decoder | None, inputs: dict[str, Any]) -> GenerateOutput:

@@ -22,7 +22,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..base.errors import AudioDecodeError, AudioFileNotFoundError, AudioLimitError, InputError
+from ..base.errors import (
+    AudioDecodeError,
+    AudioFileNotFoundError,
+    AudioLimitError,
+    ImageDecodeError,
+    ImageFileNotFoundError,
+    ImageLimitError,
+    InputError,
+    VideoDecodeError,
+    VideoFileNotFoundError,
+    VideoLimitError,
+)
 
 _CHUNK_BYTES = 1 << 20
 
@@ -45,11 +56,30 @@ class FetchLimits:
     timeout_seconds: float = 60.0
 
 
-def fetch(source: str | os.PathLike[str] | bytes | BinaryIO, limits: FetchLimits | None = None) -> Path | bytes:
+@dataclass(frozen=True)
+class Medium:
+    """What is fetched: its names for messages, an example of its MIME type, and the errors that tell of it."""
+
+    noun: str
+    file: str
+    mime: str
+    broken: type[InputError]
+    missing: type[InputError]
+    too_large: type[InputError]
+
+
+AUDIO = Medium("audio", "an audio file", "audio/wav", AudioDecodeError, AudioFileNotFoundError, AudioLimitError)
+IMAGE = Medium("a picture", "a picture file", "image/png", ImageDecodeError, ImageFileNotFoundError, ImageLimitError)
+VIDEO = Medium("a video", "a video file", "video/mp4", VideoDecodeError, VideoFileNotFoundError, VideoLimitError)
+
+
+def fetch(
+    source: str | os.PathLike[str] | bytes | BinaryIO, limits: FetchLimits | None = None, medium: Medium = AUDIO
+) -> Path | bytes:
     """A path that is a file, or the bytes themselves.
 
     Raises:
-        AudioFileNotFoundError: There is no such file.
+        AudioFileNotFoundError: There is no such file. (This and the next two are those of `medium`.)
         AudioDecodeError: A folder, an empty file, a broken data URI, or a download that failed.
         AudioLimitError: More bytes than allowed.
         InputError: A URL, and URLs are not allowed.
@@ -59,19 +89,20 @@ def fetch(source: str | os.PathLike[str] | bytes | BinaryIO, limits: FetchLimits
     if isinstance(source, (bytes, bytearray, memoryview)):
         content = bytes(source)
     elif isinstance(source, str) and source[:5].lower() == "data:":
-        content = _data_uri(source, limits.max_bytes)
+        content = _data_uri(source, limits.max_bytes, medium)
     elif isinstance(source, str) and "://" in source[:12]:
-        content = _download(source, limits)
+        content = _download(source, limits, medium)
     elif isinstance(source, (str, os.PathLike)):
-        return _file(source)
+        return _file(source, medium)
     elif hasattr(source, "read"):
-        content = _read(source, limits.max_bytes, "the file object")
+        content = _read(source, limits.max_bytes, "the file object", medium)
     else:
         raise TypeError(
-            f"{type(source).__name__} is not audio: a path, bytes, a binary file object, a data URI or a URL is needed."
+            f"{type(source).__name__} is not {medium.noun}: a path, bytes, a binary file object, a data URI or a URL "
+            "is needed."
         )
     if len(content) == 0:
-        raise AudioDecodeError("the audio is empty (0 bytes).")
+        raise medium.broken(f"{medium.noun} that is empty (0 bytes) cannot be read.")
     return content
 
 
@@ -85,34 +116,38 @@ def describe(source: Any) -> str:
     return name if isinstance(name, str) else f"<{type(source).__name__}>"
 
 
-def _file(source: str | os.PathLike[str]) -> Path:
+def _file(source: str | os.PathLike[str], medium: Medium) -> Path:
     path = Path(source).expanduser()
     try:
         status = path.stat()
     except (OSError, ValueError) as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
-        raise AudioFileNotFoundError(f"{describe(source)[:300]}: {reason}. Pass the path of an audio file.") from error
+        raise medium.missing(f"{describe(source)[:300]}: {reason}. Pass the path of {medium.file}.") from error
     if not path.is_file():
-        raise AudioDecodeError(f"{path} is not a file. Pass the path of an audio file.")
+        raise medium.broken(f"{path} is not a file. Pass the path of {medium.file}.")
     if status.st_size == 0:
-        raise AudioDecodeError(f"{path}: empty file (0 bytes).")
+        raise medium.broken(f"{path}: empty file (0 bytes).")
     return path
 
 
-def _data_uri(uri: str, max_bytes: int) -> bytes:
+def _data_uri(uri: str, max_bytes: int, medium: Medium) -> bytes:
     head, comma, body = uri.partition(",")
     if not comma or ";base64" not in head.lower():
-        raise AudioDecodeError(f"the data URI {head[:60]!r} is not of the form 'data:audio/wav;base64,...'.")
+        raise medium.broken(f"the data URI {head[:60]!r} is not of the form 'data:{medium.mime};base64,...'.")
     if len(body) * 3 // 4 > max_bytes + 3:
-        raise AudioLimitError(f"the data URI holds {len(body) * 3 // 4} bytes; {max_bytes} are allowed (max_bytes=).")
+        raise medium.too_large(f"the data URI holds {len(body) * 3 // 4} bytes; {max_bytes} are allowed (max_bytes=).")
     try:
         return base64.b64decode(urllib.parse.unquote(body), validate=True)
     except binascii.Error as error:
-        raise AudioDecodeError(f"the data URI {head[:60]!r} does not hold valid base64: {error}.") from error
+        raise medium.broken(f"the data URI {head[:60]!r} does not hold valid base64: {error}.") from error
 
 
 def _read(
-    file: BinaryIO | http.client.HTTPResponse, max_bytes: int, name: str, deadline_seconds: float | None = None
+    file: BinaryIO | http.client.HTTPResponse,
+    max_bytes: int,
+    name: str,
+    medium: Medium,
+    deadline_seconds: float | None = None,
 ) -> bytes:
     """All bytes of `file`, up to the limit and up to a time.monotonic() deadline."""
     pieces: list[bytes] = []
@@ -124,14 +159,14 @@ def _read(
             raise TypeError(f"{name} gives {type(piece).__name__}: open it in binary mode, open(path, 'rb').")
         size += len(piece)
         if size > max_bytes:
-            raise AudioLimitError(f"{name} holds more than the {max_bytes} bytes allowed (max_bytes=).")
+            raise medium.too_large(f"{name} holds more than the {max_bytes} bytes allowed (max_bytes=).")
         if deadline_seconds is not None and time.monotonic() > deadline_seconds:
-            raise AudioDecodeError(f"{name} did not arrive in time: {size} bytes came (timeout_seconds=).")
+            raise medium.broken(f"{name} did not arrive in time: {size} bytes came (timeout_seconds=).")
         pieces.append(bytes(piece))
     return b"".join(pieces)
 
 
-def _check_address(url: str, limits: FetchLimits) -> None:
+def _check_address(url: str, limits: FetchLimits, medium: Medium) -> None:
     """Refuse a URL that may not be fetched.
 
     Raises:
@@ -156,7 +191,7 @@ def _check_address(url: str, limits: FetchLimits) -> None:
     try:
         found = socket.getaddrinfo(host, parts.port or 80, type=socket.SOCK_STREAM)
     except OSError as error:
-        raise AudioDecodeError(f"{shown}...: the host {host!r} cannot be found ({error}).") from error
+        raise medium.broken(f"{shown}...: the host {host!r} cannot be found ({error}).") from error
     for *_, address in found:
         if not ipaddress.ip_address(str(address[0]).split("%")[0]).is_global:
             raise InputError(
@@ -167,19 +202,19 @@ def _check_address(url: str, limits: FetchLimits) -> None:
 class _CheckedRedirects(urllib.request.HTTPRedirectHandler):
     """Checks every address a redirect leads to."""
 
-    def __init__(self, limits: FetchLimits) -> None:
-        self._limits = limits
+    def __init__(self, limits: FetchLimits, medium: Medium) -> None:
+        self._limits, self._medium = limits, medium
 
     def redirect_request(
         self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
     ) -> urllib.request.Request | None:
-        _check_address(newurl, self._limits)
+        _check_address(newurl, self._limits, self._medium)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _download(url: str, limits: FetchLimits) -> bytes:
-    _check_address(url, limits)
-    opener = urllib.request.build_opener(_CheckedRedirects(limits))
+def _download(url: str, limits: FetchLimits, medium: Medium) -> bytes:
+    _check_address(url, limits, medium)
+    opener = urllib.request.build_opener(_CheckedRedirects(limits, medium))
     request = urllib.request.Request(url, headers={"User-Agent": "audiomm"})
     deadline = time.monotonic() + limits.timeout_seconds
     shown = url.split("?")[0][:200]
@@ -187,10 +222,10 @@ def _download(url: str, limits: FetchLimits) -> bytes:
         with opener.open(request, timeout=limits.timeout_seconds) as answer:
             declared = answer.length or 0
             if declared > limits.max_bytes:
-                raise AudioLimitError(f"{shown} holds {declared} bytes; {limits.max_bytes} are allowed (max_bytes=).")
-            content = _read(answer, limits.max_bytes, shown, deadline)
+                raise medium.too_large(f"{shown} holds {declared} bytes; {limits.max_bytes} are allowed (max_bytes=).")
+            content = _read(answer, limits.max_bytes, shown, medium, deadline)
     except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
-        raise AudioDecodeError(f"{shown} could not be fetched: {error}.") from error
+        raise medium.broken(f"{shown} could not be fetched: {error}.") from error
     if declared and len(content) < declared:
-        raise AudioDecodeError(f"{shown} broke off: {len(content)} of {declared} bytes came.")
+        raise medium.broken(f"{shown} broke off: {len(content)} of {declared} bytes came.")
     return content

@@ -79,7 +79,17 @@ class Mixer:
         if self._resampler is not None:
             self._pieces.append(self._resampler.finish())
         pieces = [piece for piece in self._pieces if len(piece)]
-        return pieces[0] if len(pieces) == 1 else np.concatenate([np.zeros(0, np.float32), *pieces])
+        self._pieces.clear()
+        if len(pieces) == 1:
+            return pieces[0]
+        waveform = np.empty(sum(map(len, pieces)), np.float32)
+        start = 0
+        for place, piece in enumerate(pieces):
+            waveform[start : start + len(piece)] = piece
+            start += len(piece)
+            # Hours of audio are to lie in memory once, not twice.
+            pieces[place] = piece[:0].copy()
+        return waveform
 
     def _mono(self, block: np.ndarray) -> np.ndarray:
         channels = block.shape[1]

@@ -23,6 +23,8 @@ from ..base.errors import InputError, MissingExtra
 Detector = Callable[[np.ndarray, int], "list[tuple[int, int]]"]
 
 _FRAME_SECONDS, _HOP_SECONDS = 0.03, 0.01
+#: Frames whose energy is summed up at a time, so that an hour needs no more memory than a minute.
+_BLOCK_FRAMES = 1 << 14
 #: The background is what the quietest tenth of the frames does not exceed.
 _BACKGROUND_SHARE = 0.1
 #: Decibels above the background at which a span starts, and below which it ends.
@@ -167,11 +169,21 @@ def frame_levels(samples: np.ndarray, sampling_rate: int) -> tuple[np.ndarray, i
     hop, size = max(round(_HOP_SECONDS * sampling_rate), 1), max(round(_FRAME_SECONDS * sampling_rate), 1)
     if len(samples) < hop:
         return np.zeros(0), hop
-    squares = np.asarray(samples, dtype=np.float64) ** 2
-    sums = np.concatenate(([0.0], np.cumsum(squares)))
-    starts = np.arange(0, len(samples) - hop + 1, hop)
-    ends = np.minimum(starts + size, len(samples))
-    return 10 * np.log10(np.maximum((sums[ends] - sums[starts]) / (ends - starts), 1e-12)), hop
+    frames = len(samples) // hop
+    blocks = [
+        _power(samples[first * hop :], min(_BLOCK_FRAMES, frames - first), hop, size)
+        for first in range(0, frames, _BLOCK_FRAMES)
+    ]
+    return 10 * np.log10(np.maximum(np.concatenate(blocks), 1e-12)), hop
+
+
+def _power(samples: np.ndarray, frames: int, hop: int, size: int) -> np.ndarray:
+    """Mean square of each of the first frames."""
+    needed = np.asarray(samples[: (frames - 1) * hop + size], dtype=np.float64)
+    sums = np.concatenate(([0.0], np.cumsum(needed**2)))
+    starts = np.arange(frames) * hop
+    ends = np.minimum(starts + size, len(needed))
+    return (sums[ends] - sums[starts]) / (ends - starts)
 
 
 def silero_detector(threshold: float = 0.5) -> Detector:

@@ -1,14 +1,16 @@
 """From what generation heard to a transcript.
 
 Sequential audio comes back as segments that know their times; windows that overlap come back as tokens, which the
-tokenizer merges where they agree (its `_decode_asr`, the algorithm of transformers). Where only parts of a recording
-were heard, times go back to the recording at the very end.
+tokenizer merges where they agree (its `_decode_asr`, the algorithm of transformers). Parts of a recording that were
+heard apart from each other follow each other. Where only parts of a recording were heard, times go back to the
+recording at the very end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from ..base.languages import LANGUAGES
 from ..base.transcript import Segment, Timestamps, Transcript, Word
 from ..media.speech import SpeechClock
 from .clips import Clip, Piece
+from .seams import join_windows
 
 _CODES = {name: code for code, name in LANGUAGES.items()}
 #: Frames of features in a second, in which `Segment.seek` counts.
@@ -71,6 +74,12 @@ class Assembler:
         found = self._of_samples(heard, timestamps, name_languages)
         return _in_recording(found, heard[0].piece.clip, self.sampling_rate)
 
+    def segments(self, heard: Heard) -> tuple[Segment, ...]:
+        """The segments of one piece that is its whole clip, before the others of that are known."""
+        clip = heard.piece.clip
+        found = self._segments(heard, len(clip.samples) / self.sampling_rate)
+        return _in_recording(Transcript("", found), clip, self.sampling_rate).segments
+
     def _of_samples(self, heard: list[Heard], timestamps: Timestamps, name_languages: bool) -> Transcript:
         """The transcript of what was heard of one clip, with times in that."""
         clip = heard[0].piece.clip
@@ -81,12 +90,25 @@ class Assembler:
             timestamps=timestamps,
             extra=dict(clip.extra),
         )
+        segments: list[Segment] = []
+        text = ""
+        for part, items in groupby(heard, key=lambda item: item.piece.part):
+            first, end = part or (0, len(clip.samples))
+            seconds = (end - first) / self.sampling_rate
+            found = self._of_part(replace(blank, duration_seconds=seconds), list(items), name_languages)
+            text += found.text
+            segments += [_moved(segment, first / self.sampling_rate) for segment in found.segments]
+        return replace(blank, text=text, segments=tuple(segments))
+
+    def _of_part(self, blank: Transcript, heard: list[Heard], name_languages: bool) -> Transcript:
+        """The transcript of one part, with times in that."""
         if not any(item.segments for item in heard):
             return blank
         if any(item.piece.stride is not None for item in heard):
-            return self._merged(blank, heard, name_languages)
+            is_timed = heard[0].piece.part is not None
+            return self._joined(blank, heard) if is_timed else self._merged(blank, heard, name_languages)
         segments = self._segments(heard[0], blank.duration_seconds)
-        if timestamps == "word" and any(segment.words is None for segment in segments):
+        if blank.timestamps == "word" and any(segment.words is None for segment in segments):
             segments = _with_words(segments, self._words(heard[0], blank.duration_seconds))
         return replace(blank, text="".join(segment.text for segment in segments), segments=segments)
 
@@ -138,6 +160,20 @@ class Assembler:
             return replace(blank, text=text, segments=(whole,))
         return replace(blank, text=text, segments=tuple(segments))
 
+    def _joined(self, blank: Transcript, heard: list[Heard]) -> Transcript:
+        """One transcript of windows that overlap and whose words have times."""
+        windows, shared, start = [], [], 0.0
+        for item in heard:
+            size, _, right = (samples / self.sampling_rate for samples in item.piece.stride or (0, 0, 0))
+            windows.append([_moved(segment, start) for segment in self._segments(item, size)])
+            # What a window shares with the next lies half on either side of the cut between them.
+            shared.append((start + size - 2 * right, start + size))
+            start = shared[-1][0]
+        segments = join_windows(windows, shared[:-1])
+        if blank.timestamps != "word":
+            segments = tuple(replace(segment, words=None) for segment in segments)
+        return replace(blank, text="".join(segment.text for segment in segments), segments=segments)
+
     def _output(self, heard: Heard, timestamps: Timestamps, language: str | None) -> dict[str, Any]:
         """What was heard in one window, in the form that the tokenizer merges."""
         tokens = heard.joined("tokens")
@@ -157,6 +193,24 @@ class Assembler:
             outputs, return_timestamps=timestamps, return_language=language, time_precision=self.time_precision
         )
         return text, found
+
+
+def _moved(segment: Segment, seconds: float) -> Segment:
+    """A segment of a part with times of the whole; segments of the first part stay as they are."""
+    if not seconds:
+        return segment
+    words = segment.words
+    if words is not None:
+        words = tuple(
+            replace(word, start=round(word.start + seconds, 3), end=round(word.end + seconds, 3)) for word in words
+        )
+    return replace(
+        segment,
+        start=round(segment.start + seconds, 3),
+        end=round(segment.end + seconds, 3),
+        words=words,
+        seek=None if segment.seek is None else segment.seek + round(seconds * _FRAMES_PER_SECOND),
+    )
 
 
 def _in_recording(transcript: Transcript, clip: Clip, sampling_rate: int) -> Transcript:

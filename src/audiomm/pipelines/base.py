@@ -58,7 +58,7 @@ class Pipeline:
         self.feature_extractor: Any = (
             feature_extractor if feature_extractor is not None else getattr(processor, "feature_extractor", None)
         )
-        self.batch_size = _positive("batch_size", 1 if batch_size is None else batch_size)
+        self.batch_size = positive("batch_size", 1 if batch_size is None else batch_size)
         self.num_workers = num_workers
         self.call_defaults = call_defaults
         self._place(device, dtype)
@@ -95,7 +95,7 @@ class Pipeline:
         self, inputs: Any, run: Callable[[Iterator[Any], int], Iterator[T]], batch_size: int | None
     ) -> T | list[T] | Iterator[T]:
         """Run a stream function on one input, on a list of them, or lazily on anything that can be iterated over."""
-        size = self.batch_size if batch_size is None else _positive("batch_size", batch_size)
+        size = self.batch_size if batch_size is None else positive("batch_size", batch_size)
         if is_single(inputs):
             return next(run(iter([inputs]), size))
         if isinstance(inputs, (list, tuple)):
@@ -162,7 +162,12 @@ def resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
     return resolved
 
 
-def _positive(name: str, value: int) -> int:
+def positive(name: str, value: int) -> int:
+    """A whole number of at least 1.
+
+    Raises:
+        InputError: It is not.
+    """
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise InputError(f"{name}={value!r}: a whole number of at least 1 is needed.")
     return value

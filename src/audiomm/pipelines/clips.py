@@ -81,12 +81,15 @@ class Piece:
         samples: (samples,) float32.
         stride: (length, left, right) in samples when the piece overlaps its neighbours.
         is_last: The clip ends with this piece.
+        part: First sample and the one behind the last of the part of the clip to which the piece belongs, where parts
+            are heard apart from each other; None where the clip is one.
     """
 
     clip: Clip
     samples: np.ndarray
     stride: tuple[int, int, int] | None = None
     is_last: bool = True
+    part: tuple[int, int] | None = None
 
 
 def read_clip(item: Any, number: int, sampling_rate: int, **options: Any) -> Clip:

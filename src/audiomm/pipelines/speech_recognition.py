@@ -3,7 +3,8 @@
 Audio of up to one window (30 s) is one pass of the model. Longer audio is sequential by default: generation moves
 through it window by window, each starting where the previous one stopped speaking, and files of a batch move side by
 side. With `chunk_length_s` it is cut into overlapping windows that are decoded independently and merged where they
-overlap. Times are those of the segments that generation returned; only the merge of windows reads them from tokens.
+overlap; with `batch_size` for one long recording it is cut at pauses, and the windows are decoded side by side. Times
+are those of the segments that generation returned; only the merge of windows reads them from tokens.
 
 The interface is that of transformers' AutomaticSpeechRecognitionPipeline.
 """
@@ -11,69 +12,27 @@ The interface is that of transformers' AutomaticSpeechRecognitionPipeline.
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
-from torch.nn import functional
-from tqdm import tqdm
 
 from ..base.errors import InputError
 from ..base.languages import LANGUAGES
-from ..base.transcript import Timestamps, Transcript
-from ..media.speech import SpeechFinder
+from ..base.transcript import Segment, Transcript
 from .assembly import Assembler, Heard
-from .base import Pipeline, batched
-from .clips import LOAD_OPTIONS, Clip, Piece, clip_times, cut, read_clip, time_spans
+from .base import Pipeline, batched, is_single, positive
+from .clips import Clip, Piece, cut, read_clip, time_spans
+from .features import RecordingFeatures
+from .live import LiveTranscriber
+from .progress import progress_bar
+from .request import Request, flat
+from .windows import cut_at_pauses
 
 logger = logging.getLogger("audiomm.pipelines")
 
 #: Anything shorter holds no speech: the transcript is empty.
 MIN_DURATION_SECONDS = 0.1
-
-#: Frames of features are 10 ms apart.
-SECONDS_PER_FRAME = 0.01
-
-#: Used where neither the call, nor the pipeline, nor the model's generation config says otherwise.
-GENERATION_DEFAULTS = {"max_new_tokens": 256, "num_beams": 5}
-
-
-@dataclass(frozen=True)
-class Request:
-    """What one call asks for.
-
-    Attributes:
-        chunk_length_s: Seconds in a window; 0 goes through long audio sequentially.
-        stride_length_s: Seconds that a window shares with its neighbours at its left and right.
-        timestamps: False, True (segments) or "word".
-        read_again: Find words by reading the finished text once more, as OpenAI does, and not from the attention of
-            the tokens as they were written, as transformers does.
-        language: Name the language of each chunk.
-        segments: Add the whole segments to the result.
-        progress: Show a progress bar on long audio; None shows it in a terminal.
-        speech: Finds the parts in which something is said, and only those are heard; None hears everything.
-        clip_times: Starts and ends in turn of the only parts to be heard, in seconds; empty hears everything.
-        load_options: For `load_audio`.
-        generate_kwargs: For `model.generate`.
-    """
-
-    chunk_length_s: float = 0.0
-    stride_length_s: tuple[float, float] = (0.0, 0.0)
-    timestamps: Timestamps = False
-    read_again: bool = False
-    language: bool = False
-    segments: bool = False
-    progress: bool | None = None
-    speech: SpeechFinder | None = None
-    clip_times: tuple[float, ...] = ()
-    load_options: dict[str, Any] = field(default_factory=dict)
-    generate_kwargs: dict[str, Any] = field(default_factory=dict)
-
 
 class AutomaticSpeechRecognitionPipeline(Pipeline):
     """Transcribes audio.
@@ -125,7 +84,9 @@ class AutomaticSpeechRecognitionPipeline(Pipeline):
             inputs: A path or URL, the bytes of an audio file, an open file, mono samples at the model's rate as
                 array or tensor (integers are scaled), or a dict of "raw" or "array" and "sampling_rate". Channels
                 come first. Other keys of a dict go to the result.
-            batch_size: How many inputs (or windows of chunked audio) go through the model together.
+            batch_size: How many inputs go through the model together; for one input, how many of its windows: those
+                of `chunk_length_s`, else windows cut at pauses, which give the same words as going through the
+                recording sequentially where pauses are found. A list of one recording goes sequentially.
             num_workers: Accepted for compatibility.
             kwargs: See `transcribe`; what is not listed there goes to `generate`.
 
@@ -141,7 +102,7 @@ class AutomaticSpeechRecognitionPipeline(Pipeline):
             InputError: An argument is wrong.
             GenerationError: `generate` was asked for something impossible.
         """
-        request = self._request(kwargs)
+        request = self._request(kwargs, at_once=self._at_once(inputs, batch_size))
 
         def results(stream: Iterator[Any], size: int) -> Iterator[dict[str, Any]]:
             for transcript in self._run(stream, size, request):
@@ -179,75 +140,98 @@ class AutomaticSpeechRecognitionPipeline(Pipeline):
                 `load_audio`. generate_kwargs: for `generate`, which also gets all other keywords
                 (language, task, max_new_tokens, num_beams, ...).
         """
-        request = self._request(kwargs, read_again=True)
+        request = self._request(kwargs, read_again=True, at_once=self._at_once(inputs, batch_size))
         return self._each(inputs, lambda stream, size: self._run(stream, size, request), batch_size)
 
-    # Arguments
-
-    def _request(self, kwargs: dict[str, Any], read_again: bool = False) -> Request:
-        """The request of a call: its own arguments over the pipeline's.
+    def stream(
+        self,
+        inputs: Any,
+        *,
+        sampling_rate: int | None = None,
+        step_seconds: float = 1.0,
+        memory_seconds: float = 15.0,
+        **kwargs: Any,
+    ) -> Iterator[Segment]:
+        """Segments as they are decided, while the rest of the audio is still waiting, or still to be said.
 
         Args:
-            kwargs: Of the call.
-            read_again: How words are found where `word_timestamps` does not say it.
+            inputs: One input as for a call, of any length; or an iterator of samples that come live, in pieces of any
+                size: float arrays or tensors, or integers, which are scaled by their type.
+            sampling_rate: Of live samples in Hz; None is the model's.
+            step_seconds: See `LiveTranscriber`; for live samples only.
+            memory_seconds: Likewise.
+            kwargs: As for `transcribe`, but chunk_length_s: a stream goes through audio sequentially.
+
+        Returns:
+            An iterator of segments; those of live samples have words, and no segment changes what came before it.
+
+        Raises:
+            AudioError: The input cannot be used.
+            InputError: An argument is wrong.
         """
-        asked = {**_flat(self.call_defaults), **_flat(kwargs)}
-        asked.pop("ignore_warning", None)
-        chunk, stride = asked.pop("chunk_length_s", None), asked.pop("stride_length_s", None)
-        timestamps, words = asked.pop("return_timestamps", None), asked.pop("word_timestamps", None)
-        if words:
-            timestamps = "word"
-        if not timestamps:
-            timestamps = bool(getattr(self.model.generation_config, "return_timestamps", False))
-        if timestamps == "char":
+        if not is_single(inputs):
+            live = LiveTranscriber(self, sampling_rate, step_seconds, memory_seconds, **kwargs)
+            return live.segments(inputs)
+        if sampling_rate is not None:
             raise InputError(
-                "return_timestamps='char': Whisper gives no times for characters; pass 'word' for words or True for "
-                "segments."
+                f"sampling_rate={sampling_rate} is for an iterator of live samples; a recording has its own, or pass "
+                "{'array': samples, 'sampling_rate': rate}."
             )
-        if timestamps not in (True, False, "word"):
-            raise InputError(f"return_timestamps={timestamps!r}: expected False, True (segments) or 'word'.")
-        speech = _speech_finder(asked.pop("vad_filter", None), asked.pop("vad_parameters", None))
-        parts = clip_times(asked.pop("clip_timestamps", None))
-        if speech is not None and parts:
-            raise InputError("vad_filter and clip_timestamps both choose what is heard; pass one of them.")
-        asked.update(_prompt(self.tokenizer, asked))
-        return Request(
-            chunk_length_s=_seconds("chunk_length_s", chunk or 0),
-            stride_length_s=_stride_seconds(chunk or 0, stride),
-            timestamps=timestamps,
-            read_again=timestamps == "word" and not chunk and (read_again if words is None else bool(words)),
-            language=bool(asked.pop("return_language", None)),
-            segments=bool(asked.pop("return_segments", None)),
-            progress=asked.pop("progress", None),
-            speech=speech,
-            clip_times=parts,
-            load_options={name: asked.pop(name) for name in LOAD_OPTIONS if name in asked},
-            generate_kwargs=self._with_defaults(asked),
+        request = self._request({"return_timestamps": True, **kwargs}, read_again=True)
+        if request.chunk_length_s:
+            raise InputError(
+                f"chunk_length_s={request.chunk_length_s:g}: a stream goes through audio sequentially; leave it out."
+            )
+        return self._stream(inputs, request)
+
+    def _stream(self, item: Any, request: Request) -> Iterator[Segment]:
+        assembler, rate = self._assembler(), self.feature_extractor.sampling_rate
+        clip = self._chosen(read_clip(item, 0, rate, **request.load_options), request)
+        if len(clip.samples) < MIN_DURATION_SECONDS * rate:
+            return
+        piece = Piece(clip, clip.samples)
+        is_long = len(clip.samples) > self.feature_extractor.n_samples
+        features = self._features([piece], is_long)
+        kwargs = self._generate_kwargs([piece], is_long, request)
+        with progress_bar(kwargs, features.mask, is_long, request.progress):
+            for _, found in self.model.stream_segments(features, attention_mask=features.mask, **kwargs):
+                yield from assembler.segments(Heard(piece, found))
+
+    def _request(self, kwargs: dict[str, Any], read_again: bool = False, at_once: int | None = None) -> Request:
+        """The request of a call: its own arguments over the pipeline's."""
+        return Request.from_keywords(
+            {**flat(self.call_defaults), **flat(kwargs)},
+            tokenizer=self.tokenizer,
+            generation_config=self.model.generation_config,
+            read_again=read_again,
+            at_once=at_once,
         )
 
-    def _with_defaults(self, generate_kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Add the pipeline's own defaults for what neither the call nor the model's generation config sets."""
-        own = _set_fields(self.model.generation_config)
-        given = {**own, **_set_fields(generate_kwargs.get("generation_config")), **generate_kwargs}
-        defaults = {name: value for name, value in GENERATION_DEFAULTS.items() if name not in given}
-        if "max_length" in given:
-            defaults.pop("max_new_tokens", None)
-        return {**defaults, **generate_kwargs}
+    def _at_once(self, inputs: Any, batch_size: int | None) -> int | None:
+        """Windows of one recording that go through the model together; None for several inputs, which go together."""
+        size = self.batch_size if batch_size is None else positive("batch_size", batch_size)
+        return size if size > 1 and is_single(inputs) else None
 
     # The way of an input
 
     def _run(self, inputs: Iterator[Any], batch_size: int, request: Request) -> Iterator[Transcript]:
         """A transcript for each input, in order; reads ahead no further than a batch."""
-        extractor = self.feature_extractor
-        time_precision = extractor.chunk_length / self.model.config.max_source_positions
-        assembler = Assembler(self.tokenizer, extractor.sampling_rate, time_precision)
+        assembler = self._assembler()
         heard_of_clip: list[Heard] = []
-        for batch in batched(self._pieces(inputs, request), batch_size):
+        pieces = self._pieces(inputs, request)
+        # The windows of one recording go to the model together, which takes the next one as soon as it has room.
+        batches = iter([list(pieces)]) if request.at_once else batched(pieces, batch_size)
+        for batch in batches:
             for heard in self._hear(batch, request):
                 heard_of_clip.append(heard)
                 if heard.piece.is_last:
                     yield assembler.transcript(heard_of_clip, request.timestamps, request.language)
                     heard_of_clip = []
+
+    def _assembler(self) -> Assembler:
+        extractor = self.feature_extractor
+        time_precision = extractor.chunk_length / self.model.config.max_source_positions
+        return Assembler(self.tokenizer, extractor.sampling_rate, time_precision)
 
     def _pieces(self, inputs: Iterator[Any], request: Request) -> Iterator[Piece]:
         rate = self.feature_extractor.sampling_rate
@@ -255,7 +239,10 @@ class AutomaticSpeechRecognitionPipeline(Pipeline):
         left, right = (round(seconds * rate) for seconds in request.stride_length_s)
         for number, item in enumerate(inputs):
             clip = self._chosen(read_clip(item, number, rate, **request.load_options), request)
-            yield from cut(clip, length, left, right)
+            if request.at_once and clip.stride is None:
+                yield from cut_at_pauses(clip, rate, self.feature_extractor.n_samples)
+            else:
+                yield from cut(clip, length, left, right)
 
     def _chosen(self, clip: Clip, request: Request) -> Clip:
         """The clip, or the parts of it that are to be heard; says so where nothing can be heard."""
@@ -298,68 +285,33 @@ class AutomaticSpeechRecognitionPipeline(Pipeline):
         return [heard[index] for index in range(len(pieces))]
 
     def _generate(self, pieces: list[Piece], is_long: bool, request: Request) -> list[Heard]:
-        features, mask = self._features([piece.samples for piece in pieces], is_long)
-        # Without timestamps there is no telling where the next window of long audio starts; they stay inside.
-        timestamps = is_long or bool(request.timestamps)
-        kwargs = {**request.generate_kwargs, "return_timestamps": timestamps, "return_segments": True}
-        if isinstance(kwargs.get("language"), (list, tuple)):
-            kwargs["language"] = _languages_of(pieces, kwargs["language"])
-        if request.read_again:
-            kwargs.update(word_timestamps=True, tokenizer=self.tokenizer)
-        elif request.timestamps == "word":
-            kwargs["return_token_timestamps"] = True
-        with torch.no_grad(), _progress_bar(kwargs, mask, is_long, request.progress):
-            output = self.model.generate(
-                features.to(self.device, self.dtype), attention_mask=mask.to(self.device), **kwargs
-            )
+        features = self._features(pieces, is_long)
+        kwargs = self._generate_kwargs(pieces, is_long, request)
+        if request.at_once:
+            kwargs["batch_size"] = request.at_once
+        # A batch of single windows is read at once; more is read when its turn comes.
+        inputs = features if is_long or request.at_once else features[:, :, :]
+        with torch.no_grad(), progress_bar(kwargs, features.mask, is_long or bool(request.at_once), request.progress):
+            output = self.model.generate(inputs, attention_mask=features.mask, return_segments=True, **kwargs)
         languages = output.get("languages") or [None] * len(pieces)
         return [Heard(*found) for found in zip(pieces, output["segments"], languages, strict=True)]
 
-    def _features(self, clips: list[np.ndarray], is_long: bool) -> tuple[Tensor, Tensor]:
-        """Features (batch, bins, frames), padded with 0.0, and their mask (batch, frames).
+    def _features(self, pieces: list[Piece], is_long: bool) -> RecordingFeatures:
+        clips = [piece.samples for piece in pieces]
+        return RecordingFeatures(self.feature_extractor, clips, is_long, self.device, self.dtype)
 
-        Each clip is extracted alone, so that its features are the same to the bit in every batch.
-        """
-        options: dict[str, Any] = {"truncation": False, "padding": "longest"} if is_long else {}
-        if self.device.type == "cuda":
-            options["device"] = self.device
-        extracted = [
-            self.feature_extractor(
-                clip,
-                sampling_rate=self.feature_extractor.sampling_rate,
-                return_tensors="pt",
-                return_attention_mask=True,
-                **options,
-            )
-            for clip in clips
-        ]
-        frames = max(item["input_features"].shape[-1] for item in extracted)
-        features, masks = (
-            torch.cat([functional.pad(item[name], (0, frames - item[name].shape[-1])) for item in extracted])
-            for name in ("input_features", "attention_mask")
-        )
-        return features, masks
-
-
-@contextmanager
-def _progress_bar(
-    generate_kwargs: dict[str, Any], mask: Tensor, is_long: bool, progress: bool | None
-) -> Iterator[None]:
-    """Seconds of audio done, on stderr, while long audio is generated from."""
-    shown = sys.stderr.isatty() and is_long if progress is None else progress and is_long
-    if not shown or "monitor_progress" in generate_kwargs:
-        yield
-        return
-    total = float(mask.sum()) * SECONDS_PER_FRAME
-    layout = "{percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s [{elapsed}<{remaining}]"
-    with tqdm(total=total, bar_format=layout) as bar:
-
-        def update(seek_and_length: Tensor) -> None:
-            bar.update(max(0.0, float(seek_and_length.amin(dim=-1).sum()) * SECONDS_PER_FRAME - bar.n))
-
-        generate_kwargs["monitor_progress"] = update
-        yield
-        bar.update(total - bar.n)
+    def _generate_kwargs(self, pieces: list[Piece], is_long: bool, request: Request) -> dict[str, Any]:
+        """Arguments of `generate` for some pieces."""
+        # Without timestamps there is no telling where the next window of long audio starts; they stay inside.
+        kwargs = {**request.generate_kwargs, "return_timestamps": is_long or bool(request.timestamps)}
+        if isinstance(kwargs.get("language"), (list, tuple)):
+            kwargs["language"] = _languages_of(pieces, kwargs["language"])
+        # Windows cut in the middle of speech are joined by the times of their words.
+        if request.read_again or any(piece.part and piece.stride for piece in pieces):
+            kwargs.update(word_timestamps=True, tokenizer=self.tokenizer)
+        elif request.timestamps == "word":
+            kwargs["return_token_timestamps"] = True
+        return kwargs
 
 
 def _languages_of(pieces: list[Piece], languages: Sequence[str | None]) -> list[str | None]:
@@ -371,69 +323,3 @@ def _languages_of(pieces: list[Piece], languages: Sequence[str | None]) -> list[
             "for all."
         )
     return [languages[piece.clip.number] for piece in pieces]
-
-
-def _speech_finder(wanted: Any, parameters: Any) -> SpeechFinder | None:
-    """What `vad_filter` and `vad_parameters` ask for."""
-    if wanted not in (None, False, True):
-        raise InputError(f"vad_filter={wanted!r}: expected True or False; its options go into vad_parameters.")
-    if parameters is not None and wanted is None:
-        raise InputError("vad_parameters were given without vad_filter; pass vad_filter=True, too.")
-    return SpeechFinder.from_parameters(parameters) if wanted else None
-
-
-def _prompt(tokenizer: Any, asked: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of `generate` for prompts given as text, whose own arguments are taken out of `asked`."""
-    initial, hotwords = (asked.pop(name, None) for name in ("initial_prompt", "hotwords"))
-    carried = asked.pop("carry_initial_prompt", None)
-    for name, text in (("initial_prompt", initial), ("hotwords", hotwords)):
-        if text is not None and not isinstance(text, str):
-            raise InputError(f"{name} is a {type(text).__name__}; a text is needed, like 'Dr. Ørsted, Aarhus'.")
-    if carried not in (None, False, True):
-        raise InputError(f"carry_initial_prompt={carried!r}: expected True or False.")
-    if carried and initial is None:
-        raise InputError("carry_initial_prompt=True needs an initial_prompt to carry.")
-    texts = [text.strip() for text in (hotwords, initial) if text and text.strip()]
-    if not texts:
-        return {}
-    for name in ("prompt_ids", "prompt_condition_type"):
-        if asked.get(name) is not None:
-            raise InputError(f"{name} excludes initial_prompt and hotwords, which set it; pass one or the other.")
-    repeated = bool(carried) or bool(hotwords and hotwords.strip())
-    return {
-        "prompt_ids": tokenizer.get_prompt_ids(" ".join(texts), return_tensors="pt"),
-        "prompt_condition_type": "all-segments" if repeated else "first-segment",
-    }
-
-
-def _seconds(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
-        raise InputError(f"{name}={value!r}: a number of seconds of at least 0 is needed.")
-    return float(value)
-
-
-def _stride_seconds(chunk: float, stride: Any) -> tuple[float, float]:
-    """Left and right overlap of windows; a sixth of the window unless given."""
-    if not chunk:
-        return 0.0, 0.0
-    sides = [chunk / 6 if stride is None else stride] * 2 if not isinstance(stride, (list, tuple)) else list(stride)
-    if len(sides) != 2:
-        raise InputError(f"stride_length_s={stride!r}: expected a number of seconds, or two: (left, right).")
-    left, right = (_seconds("stride_length_s", side) for side in sides)
-    if left + right >= chunk:
-        raise InputError(
-            f"chunk_length_s={chunk:g} must be longer than both strides together ({left:g} s + {right:g} s), or no "
-            "window would add anything. Pass a longer chunk or a shorter stride_length_s."
-        )
-    return left, right
-
-
-def _flat(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Keywords with those in generate_kwargs beside the others."""
-    rest = {name: value for name, value in kwargs.items() if name != "generate_kwargs"}
-    return {**(kwargs.get("generate_kwargs") or {}), **rest}
-
-
-def _set_fields(config: Any) -> dict[str, Any]:
-    """The fields of a generation config that are set."""
-    return {} if config is None else {name: value for name, value in vars(config).items() if value is not None}

@@ -295,6 +295,32 @@ def token_times(
     return times
 
 
+def token_probabilities(
+    model: AlignedModel, encoded: Tensor, prompts: Sequence[Sequence[int]], texts: Sequence[Sequence[int]]
+) -> list[Tensor]:
+    """How likely each token of a text is after those before it, with nothing forbidden and at temperature 1.
+
+    Args:
+        model: Whose decoder reads.
+        encoded: (windows, positions, d_model) output of the encoder.
+        prompts: What each text followed.
+        texts: Tokens of each window.
+
+    Returns:
+        For each window (tokens,) float32 on the CPU.
+    """
+    found = []
+    for window, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+        row = torch.tensor([[*prompt, *text]], device=encoded.device)
+        output = model.get_decoder()(
+            row[:, :-1], encoder_hidden_states=encoded[window : window + 1], use_cache=False, return_dict=True
+        )
+        logits = model.proj_out(output.last_hidden_state[0, len(prompt) - 1 :]).float()
+        chosen = logits.softmax(dim=-1).gather(1, row[0, len(prompt) :, None])[:, 0]
+        found.append(chosen.cpu())
+    return found
+
+
 def last_repeated(times: Tensor, count: int) -> Tensor:
     """(count,) times, the last one repeated where there are fewer; 0.0 where there are none."""
     missing = times[-1:].expand(count - len(times)) if len(times) else times.new_zeros(count)

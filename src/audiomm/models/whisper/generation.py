@@ -6,7 +6,7 @@ Source: arXiv:2212.04356.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from ...base.errors import GenerationError, ShapeError
 from ...base.outputs import ModelOutput
 from ...generation import GenerationConfig, GenerationMixin
 from ...generation.mixin import eval_mode
+from .decoding import Guests
 from .heads import WhisperSeq2Seq
 from .modeling import as_encoder_output
 from .options import (
@@ -25,14 +26,49 @@ from .options import (
     language_ids,
     languages_per_item,
     on_host,
+    prefix_tokens,
     start_tokens,
     word_tokenizer,
 )
 from .options import (
-    is_multilingual as multilingual,
+    is_multilingual as knows_languages,
 )
 from .protocol import NoSpeechProbe, fit_window
 from .transcription import Transcription
+
+#: Arguments of `generate` that a generation config may settle, too.
+_FROM_CONFIG = (
+    "compression_ratio_threshold",
+    "logprob_threshold",
+    "no_speech_threshold",
+    "condition_on_prev_tokens",
+    "prompt_condition_type",
+)
+#: Arguments of `generate` that settle `Options`, besides those that other things depend on.
+_OPTIONS = (
+    *_FROM_CONFIG,
+    "return_timestamps",
+    "prompt_ids",
+    "prefix_ids",
+    "num_segment_frames",
+    "return_token_timestamps",
+    "token_probabilities",
+    "batch_size",
+    "best_of",
+    "multilingual",
+    "language_detection_segments",
+    "language_detection_threshold",
+    "hallucination_silence_threshold",
+    "break_loops",
+    "keep_best",
+    "fixed_windows",
+    "text_of",
+    "punctuation",
+    "clips",
+)
+
+#: Arguments of `generate` that say in which form its result is; a stream of segments has one form.
+_FORMS = ("return_dict_in_generate", "force_unique_generate_call")
 
 
 class WhisperForConditionalGeneration(GenerationMixin, WhisperSeq2Seq):
@@ -88,6 +124,15 @@ class WhisperForConditionalGeneration(GenerationMixin, WhisperSeq2Seq):
         assistant_model: Any = None,
         streamer: Any = None,
         generator: Any = None,
+        batch_size: int | None = None,
+        prefix_ids: Tensor | Sequence[int] | None = None,
+        best_of: int | None = None,
+        multilingual: bool = False,
+        language_detection_segments: int | None = None,
+        language_detection_threshold: float | None = None,
+        token_probabilities: bool = False,
+        hallucination_silence_threshold: float | None = None,
+        break_loops: bool = False,
         **kwargs: Any,
     ) -> Tensor | dict[str, Any] | ModelOutput:
         """Transcribe or translate log-mel features of any length.
@@ -131,6 +176,19 @@ class WhisperForConditionalGeneration(GenerationMixin, WhisperSeq2Seq):
                 encoder, which drafts tokens; the result is the same without. For greedy decoding and sampling.
             streamer: Takes tokens as they come, window after window; batches of one only.
             generator: Source of random numbers.
+            batch_size: Items that go through the model together; when one is done, the next takes its place. None has
+                them all. What an item gives does not depend on it.
+            prefix_ids: (length,) tokens that the text of each item's first window starts with.
+            best_of: Texts to draw for each window at a temperature above 0; the likeliest per token stands.
+            multilingual: Detect the language of every window, and not of every item.
+            language_detection_segments: Windows to listen to for an item's language; 1 unless given. The first that
+                is sure of it settles it, else the language that most of them name.
+            language_detection_threshold: Probability from which on a window is sure; 0.5 unless given.
+            token_probabilities: Give each segment "token_probabilities", (length,) of its tokens.
+            hallucination_silence_threshold: Leave out words that look imagined where at least this many seconds of
+                silence are around them; needs word_timestamps.
+            break_loops: Decode windows whose text repeats itself again at the next temperature, and cut off the
+                repetitions in the end.
             **kwargs: Fields of GenerationConfig.
 
         Returns:
@@ -142,61 +200,47 @@ class WhisperForConditionalGeneration(GenerationMixin, WhisperSeq2Seq):
             GenerationError: Options that do not exist, do not fit together, or do not fit this model.
             ShapeError: Features of the wrong shape.
         """
-        if kwargs.get("inputs") is not None and input_features is None:
-            input_features = kwargs.pop("inputs")
-        for name in ("time_precision", "time_precision_features"):
-            kwargs.pop(name, None)
-        own = {
-            "temperature": temperature if isinstance(temperature, int | float) and temperature > 0 else None,
-            "return_dict_in_generate": return_dict_in_generate,
-        }
-        kwargs.update({name: value for name, value in own.items() if value is not None})
-        if all(source is None or source.top_k is None for source in (generation_config, self.generation_config)):
-            # Unless someone chose a top_k, Whisper samples from all tokens.
-            kwargs.setdefault("top_k", 0)
+        unique = bool(force_unique_generate_call)
         with eval_mode(self):
-            config, extra = self._resolve(generation_config, kwargs)
-            if extra:
-                raise GenerationError(f"{sorted(extra)[0]!r} cannot be passed to Whisper's generate(); leave it out.")
-            features, lengths = self._features(input_features, attention_mask, encoder_outputs)
-            is_long = int(lengths.max()) > self.config.window_frames if encoder_outputs is None else False
-            options = self._options(
-                config,
-                is_long=is_long,
+            run, config = self._begin(
+                input_features,
+                generation_config,
+                logits_processor=logits_processor,
+                stopping_criteria=stopping_criteria,
+                prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
                 return_timestamps=return_timestamps,
+                task=task,
+                language=language,
+                is_multilingual=is_multilingual,
+                prompt_ids=prompt_ids,
+                prompt_condition_type=prompt_condition_type,
+                condition_on_prev_tokens=condition_on_prev_tokens,
                 temperature=temperature,
                 compression_ratio_threshold=compression_ratio_threshold,
                 logprob_threshold=logprob_threshold,
                 no_speech_threshold=no_speech_threshold,
-                condition_on_prev_tokens=condition_on_prev_tokens,
-                prompt_ids=prompt_ids,
-                prompt_condition_type=prompt_condition_type,
                 num_segment_frames=num_segment_frames,
+                attention_mask=attention_mask,
                 return_token_timestamps=return_token_timestamps,
-                word_tokenizer=word_tokenizer(word_timestamps, tokenizer),
-                num_frames=frames_per_item(num_frames, len(lengths)),
-            )
-            if streamer is not None and len(options.temperatures) > 1:
-                raise GenerationError(
-                    f"a streamer cannot take back what a fallback through temperature={temperature!r} replaces: pass "
-                    "one temperature, or no streamer."
-                )
-            run = Transcription(
-                self,
-                config,
-                options,
-                features,
-                logits_processor=list(logits_processor or ()),
-                stopping_criteria=list(stopping_criteria or ()),
-                prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
-                assistant=assistant_model,
+                num_frames=num_frames,
+                word_timestamps=word_timestamps,
+                tokenizer=tokenizer,
+                return_dict_in_generate=return_dict_in_generate,
+                encoder_outputs=encoder_outputs,
+                assistant_model=assistant_model,
                 streamer=streamer,
                 generator=generator,
-                encoded=None if encoder_outputs is None else as_encoder_output(encoder_outputs),
+                batch_size=batch_size,
+                prefix_ids=prefix_ids,
+                best_of=best_of,
+                multilingual=multilingual,
+                language_detection_segments=language_detection_segments,
+                language_detection_threshold=language_detection_threshold,
+                token_probabilities=token_probabilities,
+                hallucination_silence_threshold=hallucination_silence_threshold,
+                break_loops=break_loops,
+                **kwargs,
             )
-            language, task = self._language_and_task(config, language, task, is_multilingual)
-            run.open(lengths, languages_per_item(language, len(lengths)), task, is_multilingual)
-            unique = bool(force_unique_generate_call)
             several = (config.num_return_sequences or 1) > 1
             if word_timestamps and (unique or several):
                 what = "force_unique_generate_call" if unique else "num_return_sequences"
@@ -204,13 +248,66 @@ class WhisperForConditionalGeneration(GenerationMixin, WhisperSeq2Seq):
                     f"word_timestamps=True puts words into segments, and {what}={kwargs.get(what, True)} gives none: "
                     "leave one of them out."
                 )
-            as_model_output = bool(config.return_dict_in_generate) and not (options.timestamps or word_timestamps)
+            as_output = bool(config.return_dict_in_generate)
+            as_model_output = as_output and not (run.options.timestamps or word_timestamps)
             with run.stream():
                 if unique or as_model_output or several:
-                    return run.single_pass(keep_prompt=unique, as_output=bool(config.return_dict_in_generate))
+                    with_segments = return_segments and not unique
+                    return run.single_pass(unique, as_output and not with_segments, with_segments)
                 run.run(monitor_progress)
-        as_dict = return_segments or word_timestamps or options.return_token_timestamps
-        return run.result(as_dict=as_dict or bool(config.return_dict_in_generate))
+        return run.result(
+            as_dict=return_segments or word_timestamps or run.options.return_token_timestamps or as_output
+        )
+
+    def stream_segments(
+        self,
+        input_features: Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        monitor_progress: Callable[[Tensor], None] | None = None,
+        **options: Any,
+    ) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+        """Transcribe as `generate(..., return_segments=True)` does, and hand out segments as they are decided.
+
+        Options are checked at once; windows are heard as the iterator is asked for more. What comes out is final.
+
+        Args:
+            input_features: (batch, mel bins, frames), of any length.
+            generation_config: As for `generate`.
+            monitor_progress: As for `generate`.
+            **options: As for `generate`, those left out that say in which form its result is.
+
+        Returns:
+            An iterator of (row of the batch, segments that the next window of it added), windows of a row in order;
+            the list is empty where a window holds no speech. All lists of a row joined are the row's segments in the
+            result of `generate`.
+
+        Raises:
+            GenerationError: As `generate`, and for options that it does not share.
+            ShapeError: As `generate`.
+        """
+        options.pop("return_segments", None)
+        unused = [name for name in _FORMS if options.pop(name, None)]
+        run, config = self._begin(input_features, generation_config, **options)
+        if (config.num_return_sequences or 1) > 1:
+            unused.append("num_return_sequences")
+        if unused:
+            raise GenerationError(
+                f"{unused[0]} has no meaning for a stream of segments; leave it out, or call generate()."
+            )
+        return self._events(run, monitor_progress)
+
+    def _events(
+        self, run: Transcription, monitor: Callable[[Tensor], None] | None
+    ) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+        """The events of a run; between them the model is in the mode its owner left it in."""
+        events = run.events(monitor)
+        with run.stream():
+            while True:
+                with torch.no_grad(), eval_mode(self):
+                    event = next(events, None)
+                if event is None:
+                    return
+                yield event
 
     @torch.no_grad()
     def detect_language(
@@ -256,10 +353,86 @@ class WhisperForConditionalGeneration(GenerationMixin, WhisperSeq2Seq):
 
     # ------------------------------------------------------------------ settling what is to be done
 
+    def _begin(
+        self,
+        input_features: Tensor | None,
+        generation_config: GenerationConfig | None,
+        *,
+        logits_processor: Iterable[Any] | None = None,
+        stopping_criteria: Iterable[Any] | None = None,
+        prefix_allowed_tokens_fn: Callable[[int, Tensor], Sequence[int]] | None = None,
+        task: str | None = None,
+        language: str | list[str | None] | None = None,
+        is_multilingual: bool | None = None,
+        temperature: float | Sequence[float] | None = None,
+        attention_mask: Tensor | None = None,
+        num_frames: int | Sequence[int] | Tensor | None = None,
+        word_timestamps: bool = False,
+        tokenizer: Any = None,
+        return_dict_in_generate: bool | None = None,
+        encoder_outputs: Any = None,
+        assistant_model: Any = None,
+        streamer: Any = None,
+        generator: Any = None,
+        **kwargs: Any,
+    ) -> tuple[Transcription, GenerationConfig]:
+        """What a call asks for, checked: its transcription, ready to start, and its options.
+
+        The arguments are those of `generate`; kwargs are the rest of `Options` and fields of GenerationConfig.
+        """
+        if kwargs.get("inputs") is not None and input_features is None:
+            input_features = kwargs.pop("inputs")
+        for name in ("time_precision", "time_precision_features", "synced_gpus"):
+            kwargs.pop(name, None)
+        chosen = {name: kwargs.pop(name, None) for name in _OPTIONS}
+        own = {
+            "temperature": temperature if isinstance(temperature, int | float) and temperature > 0 else None,
+            "return_dict_in_generate": return_dict_in_generate,
+        }
+        kwargs.update({name: value for name, value in own.items() if value is not None})
+        if all(source is None or source.top_k is None for source in (generation_config, self.generation_config)):
+            # Unless someone chose a top_k, Whisper samples from all tokens.
+            kwargs.setdefault("top_k", 0)
+        config, extra = self._resolve(generation_config, kwargs)
+        if extra:
+            raise GenerationError(f"{sorted(extra)[0]!r} cannot be passed to Whisper's generate(); leave it out.")
+        features, lengths = self._features(input_features, attention_mask, encoder_outputs)
+        is_long = int(lengths.max()) > self.config.window_frames if encoder_outputs is None else False
+        options = self._options(
+            config,
+            is_long=is_long,
+            temperature=temperature,
+            word_tokenizer=word_tokenizer(word_timestamps, tokenizer),
+            num_frames=frames_per_item(num_frames, len(lengths)),
+            **chosen,
+        )
+        if streamer is not None and (options.best_of or 1) > 1:
+            raise GenerationError(
+                f"a streamer cannot follow best_of={options.best_of} texts at once: pass best_of=1, or no streamer."
+            )
+        if streamer is not None and len(options.temperatures) > 1:
+            raise GenerationError(
+                f"a streamer cannot take back what a fallback through temperature={temperature!r} replaces: pass "
+                "one temperature, or no streamer."
+            )
+        guests = Guests(
+            logits_processor=list(logits_processor or ()),
+            stopping_criteria=list(stopping_criteria or ()),
+            prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
+            assistant=assistant_model,
+            streamer=streamer,
+            generator=generator,
+        )
+        encoded = None if encoder_outputs is None else as_encoder_output(encoder_outputs)
+        run = Transcription(self, config, options, features, guests, encoded)
+        language, task = self._language_and_task(config, language, task, is_multilingual)
+        run.open(lengths, languages_per_item(language, len(lengths)), task, is_multilingual)
+        return run, config
+
     @staticmethod
     def _language_and_task(config: GenerationConfig, language: Any, task: str | None, override: bool | None) -> Any:
         """Language and task of the call, else those that a fine-tuned checkpoint's generation config settles."""
-        if not multilingual(config, override):
+        if not knows_languages(config, override):
             return language, task
         if language is None:
             language = getattr(config, "language", None)
@@ -300,20 +473,16 @@ class WhisperForConditionalGeneration(GenerationMixin, WhisperSeq2Seq):
         config: GenerationConfig,
         *,
         is_long: bool,
-        return_timestamps: bool | None,
         temperature: Any,
-        prompt_ids: Any,
-        prompt_condition_type: str | None,
         num_segment_frames: int | None,
-        return_token_timestamps: bool | None,
         word_tokenizer: Any,
         num_frames: tuple[int, ...] | None,
-        **thresholds: Any,
+        **chosen: Any,
     ) -> Options:
-        wanted = return_timestamps
+        wanted = chosen.pop("return_timestamps")
         if wanted is None:
             wanted = True if is_long else bool(getattr(config, "return_timestamps", False))
-        if is_long and not wanted:
+        if is_long and not wanted and not chosen["fixed_windows"]:
             raise GenerationError(
                 f"return_timestamps=False with audio longer than one window of {self.config.window_frames} frames: the "
                 "next window starts where timestamps say the last one ended. Leave it unset, and drop the timestamps "
@@ -328,18 +497,20 @@ class WhisperForConditionalGeneration(GenerationMixin, WhisperSeq2Seq):
             raise GenerationError(
                 f"num_segment_frames={num_segment_frames}: accepted are 2 to {self.config.window_frames}."
             )
-        chosen = {name: getattr(config, name, None) if value is None else value for name, value in thresholds.items()}
-        condition = bool(chosen.pop("condition_on_prev_tokens"))
-        kind = prompt_condition_type or getattr(config, "prompt_condition_type", None) or "first-segment"
+        for name in _FROM_CONFIG:
+            chosen[name] = getattr(config, name, None) if chosen[name] is None else chosen[name]
         return Options(
             timestamps=wanted,
             temperatures=ladder(temperature, config),
-            condition_on_prev_tokens=condition,
-            prompt_ids=on_host(prompt_ids),
-            prompt_condition_type=kind,
+            compression_ratio_threshold=chosen.pop("compression_ratio_threshold"),
+            logprob_threshold=chosen.pop("logprob_threshold"),
+            no_speech_threshold=chosen.pop("no_speech_threshold"),
+            condition_on_prev_tokens=bool(chosen.pop("condition_on_prev_tokens")),
+            prompt_ids=on_host(chosen.pop("prompt_ids")),
+            prompt_condition_type=chosen.pop("prompt_condition_type") or "first-segment",
+            prefix=prefix_tokens(chosen.pop("prefix_ids"), self.config),
             window_frames=window,
-            return_token_timestamps=bool(return_token_timestamps),
             word_tokenizer=word_tokenizer,
             num_frames=num_frames,
-            **chosen,
+            **{name: value for name, value in chosen.items() if value is not None},
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from ...base.errors import GenerationError
 from ...base.languages import LANGUAGES, language_code
 from ...generation import GenerationConfig
 from .config import WhisperConfig
+from .words import APPEND_PUNCTUATIONS, PREPEND_PUNCTUATIONS
 
 #: Above this temperature a text is too free to be the next window's context.
 RESET_TEMPERATURE = 0.5
@@ -36,6 +38,21 @@ class Options:
         return_token_timestamps: Find the time of every token.
         word_tokenizer: Find the time of every word, with this tokenizer to tell words apart; None without.
         num_frames: (batch,) frames of audio that tokens and words lie in, where that is less than what is decoded.
+        batch_size: Recordings under way at once; None has all of them.
+        fixed_windows: Without timestamps, windows follow one another whole, however long the audio is.
+        prefix: Tokens that the text of the first window starts with.
+        best_of: Texts that are drawn at a temperature above 0, the likeliest of which stands.
+        multilingual: Detect the language of every window.
+        language_detection_segments: Windows that a language is sought in.
+        language_detection_threshold: Probability from which on a window settles the language.
+        token_probabilities: Find how likely each token was.
+        hallucination_silence_threshold: Seconds of silence around words that look imagined, to leave them out.
+        break_loops: A text that repeats itself is not trusted, and cut at last.
+        keep_best: Of texts none of which is good enough the likeliest stands, and not the last.
+        text_of: Makes text of tokens: what compresses too well is then measured on it, and segments without any are
+            left out. None measures token ids, as transformers.
+        punctuation: Marks that belong to the word after them, and to the word before them.
+        clips: (start, end) in frames of the only parts to be heard; None hears everything.
     """
 
     timestamps: bool
@@ -50,17 +67,50 @@ class Options:
     return_token_timestamps: bool = False
     word_tokenizer: Any = None
     num_frames: tuple[int, ...] | None = None
+    batch_size: int | None = None
+    fixed_windows: bool = False
+    prefix: tuple[int, ...] = ()
+    best_of: int | None = None
+    multilingual: bool = False
+    language_detection_segments: int = 1
+    language_detection_threshold: float = 0.5
+    token_probabilities: bool = False
+    hallucination_silence_threshold: float | None = None
+    break_loops: bool = False
+    keep_best: bool = False
+    text_of: Callable[[list[int]], str] | None = None
+    punctuation: tuple[str, str] = (PREPEND_PUNCTUATIONS, APPEND_PUNCTUATIONS)
+    clips: tuple[tuple[int, int], ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.prompt_condition_type not in {"first-segment", "all-segments"}:
+        if self.prompt_condition_type not in {"first-segment", "all-segments", "history"}:
             raise GenerationError(
                 f"prompt_condition_type={self.prompt_condition_type!r}: accepted are 'first-segment' and "
-                "'all-segments'."
+                "'all-segments', as in transformers, and 'history': text before the recording, as in openai-whisper."
             )
         if self.prompt_ids is not None and (self.prompt_ids.dim() != 1 or not len(self.prompt_ids)):
             raise GenerationError(
                 f"prompt_ids is of shape {tuple(self.prompt_ids.shape)}; tokens of shape (length,) are needed, as "
                 "get_prompt_ids(text, return_tensors='pt') gives them."
+            )
+        if self.batch_size is not None and self.batch_size < 1:
+            raise GenerationError(f"batch_size={self.batch_size}: at least 1 is needed, or None for all at once.")
+        for name in ("best_of", "language_detection_segments"):
+            count = getattr(self, name)
+            if count is not None and count < 1:
+                raise GenerationError(f"{name}={count}: at least 1 is needed.")
+        if not 0 <= self.language_detection_threshold <= 1:
+            raise GenerationError(
+                f"language_detection_threshold={self.language_detection_threshold}: a probability from 0 to 1 is "
+                "needed."
+            )
+        silence = self.hallucination_silence_threshold
+        if silence is not None and silence < 0:
+            raise GenerationError(f"hallucination_silence_threshold={silence}: seconds of at least 0 are needed.")
+        if silence is not None and self.word_tokenizer is None:
+            raise GenerationError(
+                f"hallucination_silence_threshold={silence} looks at how long words are and how likely: it needs "
+                "word_timestamps=True."
             )
         for temperature in self.temperatures:
             if temperature is not None and temperature < 0:
@@ -86,7 +136,9 @@ def ladder(temperature: Any, config: GenerationConfig) -> tuple[float | None, ..
     return tuple(float(step) for step in steps)
 
 
-def config_for(config: GenerationConfig, temperature: float | None, prompt_length: int, limit: int) -> GenerationConfig:
+def config_for(
+    config: GenerationConfig, temperature: float | None, prompt_length: int, limit: int, best_of: int | None = None
+) -> GenerationConfig:
     """The options of one decoding pass.
 
     Args:
@@ -94,20 +146,27 @@ def config_for(config: GenerationConfig, temperature: float | None, prompt_lengt
         temperature: Of this pass; 0 is greedy or beam search, None leaves sampling to the config.
         prompt_length: Tokens of the prompt, padding included.
         limit: New tokens at most.
+        best_of: Texts to draw when sampling.
     """
     config = config.filled()
     if temperature is not None:
         config.do_sample = temperature > 0
         config.temperature = temperature if temperature > 0 else 1.0
     if config.do_sample:
-        config.num_beams = 1
+        config.num_beams, config.patience = 1, None
+        config.num_return_sequences = best_of or config.num_return_sequences
     config.max_length = prompt_length + limit
     config.max_new_tokens = None
     return config
 
 
 def new_token_limit(
-    config: GenerationConfig, model: WhisperConfig, options: Options, prompt_length: int, start_count: int
+    config: GenerationConfig,
+    model: WhisperConfig,
+    options: Options,
+    prompt_length: int,
+    start_count: int,
+    prefix_length: int = 0,
 ) -> int:
     """New tokens that a pass may generate.
 
@@ -117,6 +176,7 @@ def new_token_limit(
         options: Say whether windows have timestamps, and text before them.
         prompt_length: Tokens of the longest prompt of the batch.
         start_count: Of these, start tokens.
+        prefix_length: Of these, tokens that the text starts with, which count like new ones.
 
     Raises:
         GenerationError: max_new_tokens asks for more than the decoder has positions.
@@ -132,12 +192,12 @@ def new_token_limit(
         return config.max_new_tokens
     if options.timestamps and options.has_context:
         # Not what this batch leaves free but what the longest prompt would, so that no row depends on another.
-        room = model.max_target_positions - half - start_count
+        room = model.max_target_positions - half - start_count - prefix_length
     if config.max_length is not None and config.max_length < model.max_target_positions:
         # As in transformers the start tokens and the text before them do not count.
         return max(1, min(config.max_length, room))
     # With timestamps half the decoder's length is for the new text, as OpenAI has it: 224 tokens.
-    return min(half, room) if options.timestamps else room
+    return max(1, min(half - prefix_length, room)) if options.timestamps else room
 
 
 def context_room(config: GenerationConfig, model: WhisperConfig, start_count: int) -> int:
@@ -282,6 +342,24 @@ def forced_start(config: GenerationConfig, model: WhisperConfig) -> dict[int, in
     """The start tokens that older files fix by position, {} when there are none."""
     forced = getattr(config, "forced_decoder_ids", None) or getattr(model, "forced_decoder_ids", None) or []
     return {int(place): token for place, token in forced}
+
+
+def prefix_tokens(prefix: Any, model: WhisperConfig) -> tuple[int, ...]:
+    """The tokens that a text is to start with.
+
+    Raises:
+        GenerationError: They leave no room for a text.
+    """
+    tokens = on_host(prefix)
+    if tokens is None:
+        return ()
+    most = model.max_target_positions // 2 - 2
+    if tokens.dim() != 1 or len(tokens) > most:
+        raise GenerationError(
+            f"prefix_ids is of shape {tuple(tokens.shape)}: tokens of shape (length,) are needed, at most {most} of "
+            "them, which leaves room for what follows."
+        )
+    return tuple(tokens.tolist())
 
 
 def on_host(value: Any) -> Tensor | None:

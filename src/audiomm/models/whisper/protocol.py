@@ -39,8 +39,10 @@ class Transcriber(Protocol):
     def get_decoder(self) -> Any:
         """The decoder: token ids and the encoder's output to hidden states."""
 
-    def detect_language(self, *, encoder_outputs: Any, generation_config: GenerationConfig) -> Tensor:
-        """(batch,) language tokens."""
+    def detect_language(
+        self, *, encoder_outputs: Any, generation_config: GenerationConfig, return_probabilities: bool
+    ) -> Any:
+        """(batch,) language tokens, and with `return_probabilities` also {code: probability} for each."""
 
 
 def fit_window(features: Tensor, frames: int) -> Tensor:

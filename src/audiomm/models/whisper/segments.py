@@ -24,10 +24,14 @@ class Split:
     Attributes:
         segments: (start seconds, end seconds, tokens) of each, timestamp tokens included.
         advance: Frames until the next window starts; at least 1.
+        is_whole: The tokens end in text and one timestamp: nothing follows in the window.
+        end_is_estimated: No timestamp says where the last segment ends, so it ends where the window does.
     """
 
     segments: list[tuple[float, float, Tensor]] = field(default_factory=list)
     advance: int = 0
+    is_whole: bool = False
+    end_is_estimated: bool = False
 
 
 def split_segments(
@@ -64,9 +68,10 @@ def split_segments(
 
     if not pairs:
         times = tokens[tokens >= timestamp_begin]
-        end = seconds(times[-1]) if len(times) and seconds(times[-1]) > 0 else window_seconds
-        return Split([(offset_seconds, offset_seconds + end, tokens)], window_frames)
-    split = Split()
+        is_known = len(times) > 0 and seconds(times[-1]) > 0
+        end = seconds(times[-1]) if is_known else window_seconds
+        return Split([(offset_seconds, offset_seconds + end, tokens)], window_frames, ends_in_one, not is_known)
+    split = Split(is_whole=ends_in_one)
     if ends_in_one:
         cuts = [*pairs, len(stamps)]
     else:

@@ -30,7 +30,7 @@ from .alignment import (
     smoothed,
 )
 from .config import FRAMES_PER_SECOND
-from .words import PREPEND_PUNCTUATIONS, TokenWord, merge_punctuations, split_words
+from .words import APPEND_PUNCTUATIONS, PREPEND_PUNCTUATIONS, TokenWord, merge_punctuations, split_words
 
 #: Words are not expected to be longer than twice this, whatever the median of their window is.
 LONGEST_MEDIAN_SECONDS = 0.7
@@ -53,6 +53,12 @@ class Window:
         language: Code of its language; None counts as one with spaces between words.
         speech_end_seconds: End of what was said before it.
         segments: Found in it: dicts with "start", "end" (seconds) and "tokens".
+        frames_heard: Frames that the encoder got of the recording.
+        window_frames: Frames of a whole window.
+        advance: Frames from its start to that of the next window.
+        is_whole: Its text ends in text and one timestamp: nothing follows in it.
+        temperature: At which its text was decoded.
+        is_silent: Nothing is said in it, whatever was decoded.
     """
 
     first_frame: int
@@ -61,6 +67,12 @@ class Window:
     language: str | None = None
     speech_end_seconds: float = 0.0
     segments: list[dict[str, Any]] = field(default_factory=list)
+    frames_heard: int = 0
+    window_frames: int = 0
+    advance: int = 0
+    is_whole: bool = False
+    temperature: float = 0.0
+    is_silent: bool = False
 
     @property
     def offset_seconds(self) -> float:
@@ -90,12 +102,18 @@ class _Durations:
 
 
 def add_words(
-    model: AlignedModel, encoded: BaseModelOutput, windows: Sequence[Window], tokenizer: Any, heads: Heads
+    model: AlignedModel,
+    encoded: BaseModelOutput,
+    windows: Sequence[Window],
+    tokenizer: Any,
+    heads: Heads,
+    punctuation: tuple[str, str] = (PREPEND_PUNCTUATIONS, APPEND_PUNCTUATIONS),
 ) -> None:
     """Give each segment its "words", and let it start and end with them; see `find_words`."""
     hidden = encoded.last_hidden_state
     assert hidden is not None, "an encoder always returns its last hidden state"
-    for window, found in zip(windows, find_words(model, hidden, windows, tokenizer, heads), strict=True):
+    words_of = find_words(model, hidden, windows, tokenizer, heads, punctuation)
+    for window, found in zip(windows, words_of, strict=True):
         for segment, words in zip(window.segments, found, strict=True):
             segment["words"] = words
             # Words that were found nowhere do not take their segment with them.
@@ -106,7 +124,12 @@ def add_words(
 
 @torch.no_grad()
 def find_words(
-    model: AlignedModel, encoded: Tensor, windows: Sequence[Window], tokenizer: Any, heads: Heads
+    model: AlignedModel,
+    encoded: Tensor,
+    windows: Sequence[Window],
+    tokenizer: Any,
+    heads: Heads,
+    punctuation: tuple[str, str] = (PREPEND_PUNCTUATIONS, APPEND_PUNCTUATIONS),
 ) -> list[list[list[dict[str, Any]]]]:
     """Find when the words of some windows were said.
 
@@ -116,6 +139,7 @@ def find_words(
         windows: With their segments.
         tokenizer: Tells words and special tokens apart.
         heads: From `alignment_heads`.
+        punctuation: Marks that belong to the word after them, and to the word before them.
 
     Returns:
         For each window, for each segment, its words: {"word" (with the space before it), "start", "end" (seconds of
@@ -130,7 +154,8 @@ def find_words(
         tokens = [[token for text in texts[index] for token in text] for index in group]
         spoken_tokens = _spoken(model, encoded[group], [windows[index] for index in group], tokens, tokenizer, heads)
         for index, times in zip(group, spoken_tokens, strict=True):
-            found[index] = _finished(windows[index], _timed(windows[index], texts[index], times, tokenizer))
+            timed = _timed(windows[index], texts[index], times, tokenizer, punctuation)
+            found[index] = _finished(windows[index], timed)
     return found
 
 
@@ -193,7 +218,9 @@ def _spoken(
 # ---------------------------------------------------------------------- words
 
 
-def _timed(window: Window, texts: Sequence[list[int]], times: _Tokens, tokenizer: Any) -> list[list[_Word]]:
+def _timed(
+    window: Window, texts: Sequence[list[int]], times: _Tokens, tokenizer: Any, punctuation: tuple[str, str]
+) -> list[list[_Word]]:
     """The words of each segment with their times, punctuation joined to them."""
     segments: list[list[tuple[TokenWord, _Word]]] = []
     first = 0
@@ -208,25 +235,25 @@ def _timed(window: Window, texts: Sequence[list[int]], times: _Tokens, tokenizer
         first += len(text)
     durations = _durations([word for segment in segments for _, word in segment])
     _cut_at_sentence_ends([word for segment in segments for _, word in segment], durations)
-    return [_with_punctuation(segment) for segment in segments]
+    return [_with_punctuation(segment, *punctuation) for segment in segments]
 
 
-def _with_punctuation(timed: Sequence[tuple[TokenWord, _Word]]) -> list[_Word]:
+def _with_punctuation(timed: Sequence[tuple[TokenWord, _Word]], prepended: str, appended: str) -> list[_Word]:
     """Words with their punctuation joined to them, which leaves their times as they were."""
     words = []
     components = iter(timed)
-    for merged in merge_punctuations([piece for piece, _ in timed]):
+    for merged in merge_punctuations([piece for piece, _ in timed], prepended, appended):
         parts: list[tuple[TokenWord, _Word]] = []
         while sum(len(piece.tokens) for piece, _ in parts) < len(merged.tokens):
             parts.append(next(components))
         # Opening marks come first; what follows the word itself closes it.
-        core = next((word for piece, word in parts if not _opens(piece)), parts[-1][1])
+        core = next((word for piece, word in parts if not _opens(piece, prepended)), parts[-1][1])
         words.append(_Word(merged.text, core.start, core.end, core.probability))
     return words
 
 
-def _opens(piece: TokenWord) -> bool:
-    return piece.text.startswith(" ") and piece.text.strip() in PREPEND_PUNCTUATIONS
+def _opens(piece: TokenWord, prepended: str) -> bool:
+    return piece.text.startswith(" ") and piece.text.strip() in prepended
 
 
 def _durations(words: Sequence[_Word]) -> _Durations:

@@ -1,0 +1,124 @@
+"""Mixture of experts: a router picks a few experts for every token, and grouped matrix products run only those.
+
+Nothing on the way waits for the device: tokens are sorted by expert, and the boundaries between experts stay on it.
+Source: the model card of Gemma 4 26B-A4B; grouped products after MegaBlocks, arXiv:2211.15841.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .norm import RMSNorm
+
+#: Up to so many tokens the weights of their experts are gathered instead: a decode step reads them once either way.
+_FEW_TOKENS = 4
+
+
+class Router(nn.Module):
+    """Scores the experts for every token; module and parameter names are the checkpoint's.
+
+    Args:
+        width: Size of a token.
+        experts: Number of experts.
+        active: Experts a token goes through.
+        eps: Of the norm before the scores.
+    """
+
+    def __init__(self, width: int, experts: int, active: int, eps: float) -> None:
+        super().__init__()
+        self.norm = RMSNorm(width, eps, scaled=False)
+        self.proj = nn.Linear(width, experts, bias=False)
+        self.scale = nn.Parameter(torch.ones(width))
+        self.per_expert_scale = nn.Parameter(torch.ones(experts))
+        self.active, self.factor = active, width**-0.5
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Route (tokens, width).
+
+        Returns:
+            Probabilities of all experts (tokens, experts) float32; weights of the chosen ones (tokens, active)
+            float32, which sum to one before each is multiplied by its expert's scale; and which these are (tokens,
+            active) int64.
+        """
+        scores = self.proj(self.norm(hidden) * self.scale * self.factor)
+        probabilities = functional.softmax(scores, dim=-1, dtype=torch.float32)
+        best, chosen = probabilities.topk(self.active, dim=-1)
+        weights = best / best.sum(dim=-1, keepdim=True) * self.per_expert_scale[chosen]
+        return probabilities, weights, chosen
+
+
+class Experts(nn.Module):
+    """Gated feed-forward blocks in two 3-D tensors, laid out as in the checkpoint: gate first, then up.
+
+    Args:
+        count: Number of experts.
+        width: Size of a token.
+        hidden: Inner size of one expert.
+    """
+
+    def __init__(self, count: int, width: int, hidden: int) -> None:
+        super().__init__()
+        self.count = count
+        self.gate_up_proj = nn.Parameter(torch.empty(count, 2 * hidden, width))
+        self.down_proj = nn.Parameter(torch.empty(count, width, hidden))
+
+    def forward(self, hidden: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+        """The weighted sum of what the chosen experts make of each token.
+
+        Args:
+            hidden: (tokens, width).
+            weights, chosen: (tokens, active) as `Router` returns them.
+
+        Returns:
+            (tokens, width), same dtype.
+        """
+        if len(hidden) <= _FEW_TOKENS:
+            return self._gathered(hidden, weights, chosen)
+        if _can_group(hidden, self.gate_up_proj, self.down_proj):
+            return self._grouped(hidden, weights, chosen)
+        return self.looped(hidden, weights, chosen)
+
+    def _gathered(self, hidden: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+        inner = _gated(torch.einsum("td,tkid->tki", hidden, self.gate_up_proj[chosen]))
+        made = torch.einsum("tki,tkdi->tkd", inner, self.down_proj[chosen])
+        return (made * weights[..., None]).sum(dim=1).to(hidden.dtype)
+
+    def _grouped(self, hidden: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+        active = chosen.shape[1]
+        flat = chosen.flatten()
+        order = flat.argsort(stable=True)
+        counts = torch.zeros(self.count, dtype=torch.int32, device=flat.device)
+        ends = counts.scatter_add(0, flat, torch.ones_like(flat, dtype=torch.int32)).cumsum(0, dtype=torch.int32)
+        sorted_tokens = hidden[order // active]
+        inner = _gated(functional.grouped_mm(sorted_tokens, self.gate_up_proj.transpose(1, 2), offs=ends))
+        made = functional.grouped_mm(inner, self.down_proj.transpose(1, 2), offs=ends)
+        # Back into the order of the tokens; a sum in a fixed order is the same from run to run, an index_add is not.
+        made = made[order.argsort()].unflatten(0, (-1, active))
+        return (made * weights[..., None]).sum(dim=1).to(hidden.dtype)
+
+    def looped(self, hidden: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+        """`forward` said plainly, one expert after the other: where torch has no grouped product for the case."""
+        total = torch.zeros_like(hidden, dtype=torch.float32)
+        for expert in range(self.count):
+            tokens, places = (chosen == expert).nonzero(as_tuple=True)
+            inner = _gated(functional.linear(hidden[tokens], self.gate_up_proj[expert]))
+            made = functional.linear(inner, self.down_proj[expert])
+            total.index_add_(0, tokens, (made * weights[tokens, places, None]).to(total.dtype))
+        return total.to(hidden.dtype)
+
+
+def _gated(gate_up: Tensor) -> Tensor:
+    gate, up = gate_up.chunk(2, dim=-1)
+    return functional.gelu(gate, approximate="tanh") * up
+
+
+def _can_group(hidden: Tensor, *weights: Tensor) -> bool:
+    """Whether torch's grouped product takes these: from torch 2.10 on, on CUDA rows of whole 16 bytes in bfloat16."""
+    if not hasattr(functional, "grouped_mm"):
+        return False
+    if hidden.device.type != "cuda":
+        return True
+    whole = all(weight.shape[-1] * weight.element_size() % 16 == 0 for weight in weights)
+    return whole and hidden.dtype == torch.bfloat16 and torch.cuda.get_device_capability(hidden.device) >= (8, 0)

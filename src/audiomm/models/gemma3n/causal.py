@@ -1,0 +1,180 @@
+"""Gemma3nForCausalLM, and what every Gemma 3n with a head does when it generates."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from ...base.outputs import CausalLMOutput, ModelOutput
+from ...generation import GenerationConfig, GenerationMixin
+from ...layers.cache import Cache, LayerSpec
+from ...layers.language_head import shifted_loss, token_logits
+from ...layers.per_layer import PerLayerTable, find_token_ids
+from .config import Gemma3nTextConfig
+from .text import Gemma3nPreTrainedModel, Gemma3nTextModel
+from .weights import NOT_TEXT, TEXT_NAMES, UNUSED
+
+
+class Gemma3nWithHead(GenerationMixin, Gemma3nPreTrainedModel):
+    """A model whose head turns the decoder's states into scores of tokens."""
+
+    model: Any
+    lm_head: nn.Linear
+
+    def get_decoder(self) -> Gemma3nTextModel:
+        """The text decoder."""
+        raise AttributeError(f"{type(self).__name__} does not say which of its parts is the decoder.")
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.get_decoder().get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.get_decoder().set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.lm_head
+
+    def set_output_embeddings(self, value: nn.Linear) -> None:
+        self.lm_head = value
+
+    def get_per_layer_input_embeddings(self) -> PerLayerTable:
+        """The table of the per-layer embeddings' token part."""
+        return self.get_decoder().embed_tokens_per_layer
+
+    def set_per_layer_input_embeddings(self, value: PerLayerTable) -> None:
+        self.get_decoder().embed_tokens_per_layer = value
+
+    def cache_specs(self) -> list[LayerSpec]:
+        """What each decoder layer that has keys and values of its own keeps while generating."""
+        return self.get_decoder().cache_specs()
+
+    def make_cache(self, batch: int, *, max_length: int | None = None, fixed: bool = False) -> Cache:
+        """An empty cache for `batch` sequences of at most `max_length` tokens."""
+        return self.get_decoder().make_cache(batch, max_length=max_length, fixed=fixed)
+
+    def prefill(
+        self,
+        input_ids: Tensor,
+        cache: Cache,
+        *,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        per_layer_inputs: Tensor | None = None,
+        logits_to_keep: int = 1,
+        **inputs: Any,
+    ) -> ModelOutput:
+        """Run the prompt, with pictures and sounds where the model takes them.
+
+        Args:
+            input_ids: (rows, prompt) token ids.
+            cache: Empty; filled with the prompt's keys and values.
+            attention_mask: (rows, prompt), 0 for padding at the left.
+            inputs_embeds: (rows, prompt, hidden_size) to read instead of the ids' embeddings.
+            per_layer_inputs: The layers' own embeddings that go with inputs_embeds. Without them they follow from the
+                ids, or from the tokens whose embeddings inputs_embeds are.
+            logits_to_keep: How many of the last positions to score.
+
+        Returns:
+            logits (rows, logits_to_keep, vocabulary).
+        """
+        ids: Tensor | None = input_ids
+        if inputs_embeds is not None:
+            ids = None
+            if per_layer_inputs is None:
+                decoder = self.get_decoder()
+                known = input_ids.shape[1] == inputs_embeds.shape[1]
+                tokens = input_ids if known else find_token_ids(inputs_embeds, decoder.embed_tokens)
+                per_layer_inputs = decoder.get_per_layer_inputs(tokens)
+        output: ModelOutput = self(
+            ids,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            per_layer_inputs=per_layer_inputs,
+            past_key_values=cache,
+            logits_to_keep=logits_to_keep,
+            **inputs,
+        )
+        return output
+
+    def step(self, input_ids: Tensor, cache: Cache, **flags: bool) -> ModelOutput:
+        """One decode step: (rows, new) token ids to logits (rows, new, vocabulary)."""
+        output: ModelOutput = self(input_ids, past_key_values=cache, **flags)
+        return output
+
+    def score(self, decoded: Any, labels: Tensor | None, keep: int | Tensor, items: Any) -> dict[str, Any]:
+        """Fields of the output: scores, loss, and what the decoder gave besides its states."""
+        cap = self.get_decoder().config.final_logit_softcapping
+        logits = token_logits(decoded.last_hidden_state, self.lm_head, cap, keep)
+        fields = dict(decoded.items())
+        fields.pop("last_hidden_state")
+        return {"loss": shifted_loss(logits, labels, items), "logits": logits, **fields}
+
+
+def positions_read(logits_to_keep: int | Tensor, labels: Tensor | None) -> int:
+    """How many of the last positions are scored; 0 where these are all, or not known on the host."""
+    return logits_to_keep if isinstance(logits_to_keep, int) and labels is None else 0
+
+
+class Gemma3nForCausalLM(Gemma3nWithHead):
+    """The text decoder with its head; reads the text part of a whole checkpoint, too, and leaves the rest unread."""
+
+    config_class = Gemma3nTextConfig
+    config: Gemma3nTextConfig
+    tied_weights: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
+    ignored_weights: ClassVar[tuple[str, ...]] = (*UNUSED, *NOT_TEXT)
+    renamed_weights: ClassVar[tuple[tuple[str, str], ...]] = TEXT_NAMES
+
+    def __init__(self, config: Gemma3nTextConfig) -> None:
+        super().__init__(config)
+        self.model = Gemma3nTextModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.generation_config = GenerationConfig.from_model_config(config)
+        self.post_init()
+
+    def get_decoder(self) -> Gemma3nTextModel:
+        decoder: Gemma3nTextModel = self.model
+        return decoder
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Any = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        per_layer_inputs: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> CausalLMOutput | tuple[Any, ...]:
+        """Scores of the next tokens, and the loss against `labels`.
+
+        Args:
+            labels: (rows, tokens), -100 where no loss is wanted; each is compared with the scores one before it.
+            logits_to_keep: How many of the last positions to score, 0 for all; or their indices.
+            num_items_in_batch: What to divide the loss by instead of the number of labels.
+
+        The other arguments are those of `Gemma3nTextModel.forward`.
+
+        Returns:
+            logits (rows, kept, vocabulary) float32 and what was asked for besides.
+        """
+        decoded = self.model(
+            input_ids,
+            per_layer_inputs=per_layer_inputs,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=False if labels is not None and use_cache is None else use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            last_positions=positions_read(logits_to_keep, labels),
+        )
+        output = CausalLMOutput(**self.score(decoded, labels, logits_to_keep, num_items_in_batch))
+        return output.to_tuple() if return_dict is False else output

@@ -1,0 +1,437 @@
+"""Gemma 3n with its towers: text, pictures and sound in, text out.
+
+Argument and output names are those of transformers; weight names are the checkpoint's. Towers run when a prompt is
+read, never while tokens are made. Source: the model card of Gemma 3n.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ...base.errors import AudioLimitError, InputError, ShapeError
+from ...base.modeling import PreTrainedModel
+from ...base.outputs import BaseModelOutput, CausalLMOutput, DecoderOutput
+from ...generation import GenerationConfig
+from ...layers.cache import Cache
+from ...layers.merge import place_features, refuse_empty_places
+from .audio import Gemma3nAudioEncoder
+from .causal import Gemma3nWithHead, positions_read
+from .config import Gemma3nConfig
+from .embedder import Gemma3nMultimodalEmbedder
+from .text import Gemma3nPreTrainedModel, Gemma3nTextModel
+from .vision import Gemma3nVisionModel
+from .weights import UNUSED, WHOLE_NAMES
+
+
+@dataclass
+class MediaFeatures(BaseModelOutput):
+    """A tower's answer, and its projection into the space of the text.
+
+    Attributes:
+        pooler_output: (items, tokens, hidden_size).
+        audio_mel_mask: (clips, tokens) bool, True where a clip is padding.
+    """
+
+    pooler_output: Tensor | None = None
+    audio_mel_mask: Tensor | None = None
+
+
+@dataclass
+class Gemma3nModelOutputWithPast(DecoderOutput):
+    """The decoder's answer, and what stood on the places of pictures and clips, (items, tokens, hidden_size)."""
+
+    image_hidden_states: Tensor | None = None
+    audio_hidden_states: Tensor | None = None
+
+
+@dataclass
+class Gemma3nCausalLMOutputWithPast(CausalLMOutput):
+    """Scores of the next token, and what stood on the places of pictures and clips, (items, tokens, hidden_size)."""
+
+    image_hidden_states: Tensor | None = None
+    audio_hidden_states: Tensor | None = None
+
+
+class Gemma3nModel(Gemma3nPreTrainedModel):
+    """Towers, embedders and text decoder, without a head."""
+
+    config_class = Gemma3nConfig
+    config: Gemma3nConfig
+    ignored_weights: ClassVar[tuple[str, ...]] = (*UNUSED, r"lm_head\.")
+    renamed_weights: ClassVar[tuple[tuple[str, str], ...]] = WHOLE_NAMES
+
+    def __init__(self, config: Gemma3nConfig) -> None:
+        super().__init__(config)
+        width = config.text_config.hidden_size
+        self.vision_tower = Gemma3nVisionModel(config.vision_config)
+        self.language_model = Gemma3nTextModel(config.text_config)
+        self.audio_tower = Gemma3nAudioEncoder(config.audio_config)
+        self.embed_vision = _embedder(config.vision_config, width)
+        self.embed_audio = _embedder(config.audio_config, width)
+        # What `_rows` found, and which state of the weights it was found for.
+        self._kept_rows: tuple[list[tuple[Tensor, int, int]], Tensor] | None = None
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def get_decoder(self) -> Gemma3nTextModel:
+        return self.language_model
+
+    def freeze_towers(self) -> None:
+        """Keep the weights of both towers from being trained; their embedders still are."""
+        self.vision_tower.requires_grad_(False)
+        self.audio_tower.requires_grad_(False)
+
+    # ------------------------------------------------------------------ media
+
+    def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> MediaFeatures:
+        """What goes on the places of pictures.
+
+        Args:
+            pixel_values: (images, 3, height, width).
+
+        Returns:
+            pooler_output (images, vision_soft_tokens_per_image, hidden_size of the text).
+        """
+        places = self.config.image_tokens()
+        seen = self.vision_tower(pixel_values=pixel_values, do_pooling=False).last_hidden_state
+        tokens = seen.flatten(2)
+        if tokens.shape[2] != places:
+            raise ShapeError(
+                f"the vision encoder gives {tokens.shape[2]} tokens a picture, but vision_soft_tokens_per_image={places}: "
+                "set it, or msfa_output_resolution in model_args, so that they agree."
+            )
+        scale = self.config.vision_config.hidden_size**0.5
+        embedded = self.embed_vision(inputs_embeds=tokens.transpose(1, 2) * scale)
+        return MediaFeatures(last_hidden_state=seen, pooler_output=embedded)
+
+    def get_audio_features(self, input_features: Tensor, input_features_mask: Tensor, **kwargs: Any) -> MediaFeatures:
+        """The audio encoder's tokens in the space of the text.
+
+        Args:
+            input_features: (clips, frames, mels) log-mel.
+            input_features_mask: (clips, frames), True where a frame is PADDING: the opposite of what `forward` takes.
+
+        Returns:
+            pooler_output (clips, tokens, hidden_size of the text), and audio_mel_mask, True where that is padding.
+        """
+        heard = self.audio_tower(input_features, input_features_mask.bool())
+        embedded = self.embed_audio(inputs_embeds=heard.last_hidden_state)
+        return MediaFeatures(
+            last_hidden_state=heard.last_hidden_state, pooler_output=embedded, audio_mel_mask=heard.audio_mel_mask
+        )
+
+    def get_placeholder_mask(
+        self,
+        input_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        image_features: Tensor | None = None,
+        audio_features: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Where pictures and clips go, each (rows, length, 1) bool; features are accepted and not looked at."""
+        ids = (self.config.image_token_id, self.config.audio_token_id)
+        image, audio = (self._places(input_ids, inputs_embeds, token)[..., None] for token in ids)
+        return image, audio
+
+    def _places(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, token: int | None) -> Tensor:
+        if input_ids is not None:
+            return input_ids == token
+        assert inputs_embeds is not None, "one of the two was passed"
+        wanted = torch.tensor(-1 if token is None else token, device=inputs_embeds.device)
+        return (inputs_embeds == self.get_input_embeddings()(wanted)).all(dim=-1)
+
+    def _clip_tokens(self, input_features: Tensor | None, mask: Tensor | None, made: Any) -> Tensor:
+        """(clips, places, width) the tokens of clips, filled up to the places that a clip always takes."""
+        places = self.config.audio_tokens()
+        if made is None:
+            assert input_features is not None, "clips come as log-mel frames or as encoded"
+            mask = self._check_frames(input_features, mask)
+            made = self.get_audio_features(input_features, ~mask)
+        filler = self._rows()[-1]
+        tokens = torch.where(made.audio_mel_mask[..., None], filler, made.pooler_output)
+        rest = places - tokens.shape[1]
+        if rest < 0:
+            return tokens[:, :places]  # padding only: `_check_frames` has seen to that
+        return torch.cat((tokens, filler.expand(len(tokens), rest, -1)), dim=1)
+
+    def _check_frames(self, features: Tensor, mask: Tensor | None) -> Tensor:
+        """The mask (clips, frames) as booleans, True where a frame is sound.
+
+        Raises:
+            ShapeError: Features or mask are of another shape.
+            AudioLimitError: A clip is longer than its places.
+        """
+        mels, most = self.config.audio_config.input_feat_size, self.config.max_audio_frames()
+        if features.dim() != 3 or features.shape[2] != mels:
+            raise ShapeError(
+                f"input_features is of shape {tuple(features.shape)}; (clips, frames, {mels}) is needed, as "
+                "Gemma3nAudioFeatureExtractor makes it."
+            )
+        if mask is None:
+            mask = torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
+        if mask.shape != features.shape[:2]:
+            raise ShapeError(
+                f"input_features_mask is of shape {tuple(mask.shape)}; {tuple(features.shape[:2])} (clips, frames) is "
+                "needed, as input_features has it."
+            )
+        mask = mask.bool()
+        if features.shape[1] > most and bool(mask[:, most:].any()):
+            clip = int(mask[:, most:].any(dim=1).int().argmax())
+            raise AudioLimitError(
+                f"clip {clip} has {int(mask[clip].sum())} log-mel frames; at most {most} fit the "
+                f"{self.config.audio_tokens()} places of a clip (thirty seconds). Cut it into pieces: the speech "
+                "recognition pipeline does so at pauses."
+            )
+        return mask
+
+    # ------------------------------------------------------------------ text and media together
+
+    def _rows(self) -> Tensor:
+        """(rows, width) embeddings of the token ids that stand for media, pictures' first; kept while weights stay."""
+        embedders = (self.embed_vision, self.embed_audio)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return torch.cat([embedder.rows() for embedder in embedders])
+        weights = [weight for embedder in embedders for weight in embedder.parameters()]
+        state = [(weight, weight.data_ptr(), _age(weight)) for weight in weights]
+        known = self._kept_rows
+        if known is None or any(old[0] is not new[0] or old[1:] != new[1:] for old, new in zip(known[0], state)):
+            known = self._kept_rows = state, torch.cat([embedder.rows() for embedder in embedders])
+        return known[1]
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """(rows, length) token ids -> (rows, length, width); ids that stand for media have rows of their own."""
+        text = self.language_model.embed_tokens(input_ids)
+        vision, audio = self.embed_vision, self.embed_audio
+        index = torch.where(
+            input_ids >= audio.vocab_offset,
+            input_ids - audio.vocab_offset + vision.vocab_size,
+            input_ids - vision.vocab_offset,
+        )
+        is_vision = (input_ids >= vision.vocab_offset) & (input_ids < vision.vocab_offset + vision.vocab_size)
+        is_audio = (input_ids >= audio.vocab_offset) & (input_ids < audio.vocab_offset + audio.vocab_size)
+        rows = self._rows()
+        media = nn.functional.embedding(index.clamp(0, len(rows) - 1), rows).to(text.dtype)
+        return torch.where((is_vision | is_audio)[..., None], media, text)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        input_features: Tensor | None = None,
+        attention_mask: Any = None,
+        input_features_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | tuple[Any, ...] | None = None,
+        token_type_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        per_layer_inputs: Tensor | None = None,
+        use_cache: bool | None = None,
+        mm_encoder_outputs: Mapping[str, Any] | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        last_positions: int = 0,
+    ) -> Gemma3nModelOutputWithPast | tuple[Any, ...]:
+        """Decode a prompt of text, pictures and sound, or tokens that follow those in the cache.
+
+        Args:
+            input_ids: (rows, new) token ids, with image_token_id and audio_token_id on the places of media.
+            pixel_values: (images, 3, height, width), those of row 0 first.
+            input_features: (clips, frames, mels) log-mel, those of row 0 first.
+            input_features_mask: (clips, frames), True or 1 where a frame is sound; None is everywhere.
+            token_type_ids: Accepted and unused, as processors make them.
+            mm_encoder_outputs: {"image": what get_image_features gave, "audio": what get_audio_features gave}, instead
+                of pixel_values and input_features: for a conversation that goes on about the same media.
+
+        The other arguments are those of `Gemma3nTextModel.forward`.
+
+        Raises:
+            ShapeError: Both or none of input_ids and inputs_embeds, or shapes that do not fit.
+            PlaceholderError: Places in the text and media passed do not agree.
+            AudioLimitError: A clip is longer than its places.
+        """
+        ready = dict(mm_encoder_outputs or {})
+        self._check_inputs(input_ids, inputs_embeds, pixel_values, input_features, per_layer_inputs, ready)
+        if inputs_embeds is None:
+            assert input_ids is not None, "one of the two was passed"
+            embeds, per_layer_inputs = self.embed(input_ids), self.language_model.get_per_layer_inputs(input_ids)
+        else:
+            embeds = inputs_embeds
+        images = clips = None
+        if pixel_values is not None or "image" in ready:
+            made = ready["image"] if pixel_values is None else self.get_image_features(pixel_values)
+            images = made.pooler_output.to(embeds)
+        if input_features is not None or "audio" in ready:
+            clips = self._clip_tokens(input_features, input_features_mask, ready.get("audio")).to(embeds)
+        goes_on = isinstance(past_key_values, tuple) or (past_key_values is not None and past_key_values.length > 0)
+        embeds = self._place(None if goes_on and images is None and clips is None else input_ids, embeds, images, clips)
+        decoded = self.language_model(
+            inputs_embeds=embeds,
+            per_layer_inputs=per_layer_inputs,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            last_positions=last_positions,
+        )
+        output = Gemma3nModelOutputWithPast(
+            **dict(decoded.items()), image_hidden_states=images, audio_hidden_states=clips
+        )
+        return output.to_tuple() if return_dict is False else output
+
+    def _place(
+        self, input_ids: Tensor | None, embeds: Tensor, images: Tensor | None, clips: Tensor | None
+    ) -> Tensor:
+        """`embeds` with the media on their places."""
+        text = embeds
+        for kind, token, features, argument in (
+            ("image", self.config.image_token_id, images, "pixel_values"),
+            ("audio", self.config.audio_token_id, clips, "input_features"),
+        ):
+            if features is not None:
+                embeds = place_features(embeds, self._places(input_ids, text, token), features, kind=kind)
+            elif input_ids is not None and not torch.compiler.is_compiling():
+                refuse_empty_places(input_ids == token, kind=kind, argument=argument)
+        return embeds
+
+    def _check_inputs(
+        self,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        pixel_values: Tensor | None,
+        input_features: Tensor | None,
+        per_layer_inputs: Tensor | None,
+        ready: dict[str, Any],
+    ) -> None:
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ShapeError("the model needs either input_ids or inputs_embeds: pass exactly one of the two.")
+        if input_ids is not None and per_layer_inputs is not None:
+            raise ShapeError("per_layer_inputs follow from input_ids: pass them with inputs_embeds only.")
+        for name, argument, value in (
+            ("image", "pixel_values", pixel_values),
+            ("audio", "input_features", input_features),
+        ):
+            if value is not None and name in ready:
+                raise InputError(f"{argument} and mm_encoder_outputs[{name!r}] are the same media twice: pass one of them.")
+        unknown = sorted(set(ready) - {"image", "audio"})
+        if unknown:
+            raise InputError(f"mm_encoder_outputs has an entry {unknown[0]!r}: accepted are 'image' and 'audio'.")
+
+
+class Gemma3nForConditionalGeneration(Gemma3nWithHead):
+    """Gemma 3n with its head: answers to text, pictures and sound, and trains."""
+
+    config_class = Gemma3nConfig
+    config: Gemma3nConfig
+    tied_weights: ClassVar[dict[str, str]] = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+    renamed_weights: ClassVar[tuple[tuple[str, str], ...]] = WHOLE_NAMES
+
+    def __init__(self, config: Gemma3nConfig) -> None:
+        super().__init__(config)
+        self.model = Gemma3nModel(config)
+        text = config.text_config
+        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        self.generation_config = GenerationConfig.from_model_config(config)
+        self.post_init()
+
+    def get_decoder(self) -> Gemma3nTextModel:
+        decoder: Gemma3nTextModel = self.model.language_model
+        return decoder
+
+    @property
+    def vision_tower(self) -> PreTrainedModel | nn.Module:
+        """The vision encoder."""
+        tower: nn.Module = self.model.vision_tower
+        return tower
+
+    @property
+    def audio_tower(self) -> PreTrainedModel | nn.Module:
+        """The audio encoder."""
+        tower: nn.Module = self.model.audio_tower
+        return tower
+
+    def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> MediaFeatures:
+        """See `Gemma3nModel.get_image_features`."""
+        features: MediaFeatures = self.model.get_image_features(pixel_values, **kwargs)
+        return features
+
+    def get_audio_features(self, input_features: Tensor, input_features_mask: Tensor, **kwargs: Any) -> MediaFeatures:
+        """See `Gemma3nModel.get_audio_features`."""
+        features: MediaFeatures = self.model.get_audio_features(input_features, input_features_mask, **kwargs)
+        return features
+
+    def freeze_towers(self) -> None:
+        """Keep the weights of both towers from being trained."""
+        self.model.freeze_towers()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        input_features: Tensor | None = None,
+        attention_mask: Any = None,
+        input_features_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        token_type_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        per_layer_inputs: Tensor | None = None,
+        mm_encoder_outputs: Mapping[str, Any] | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Gemma3nCausalLMOutputWithPast | tuple[Any, ...]:
+        """Scores of the next tokens, and the loss against `labels`.
+
+        Args:
+            labels, logits_to_keep, num_items_in_batch: As in `Gemma3nForCausalLM.forward`.
+
+        The other arguments, and what is raised, are those of `Gemma3nModel.forward`.
+
+        Returns:
+            logits (rows, kept, vocabulary) float32 and what was asked for besides.
+        """
+        decoded = self.model(
+            input_ids,
+            pixel_values=pixel_values,
+            input_features=input_features,
+            attention_mask=attention_mask,
+            input_features_mask=input_features_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            per_layer_inputs=per_layer_inputs,
+            use_cache=False if labels is not None and use_cache is None else use_cache,
+            mm_encoder_outputs=mm_encoder_outputs,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            last_positions=positions_read(logits_to_keep, labels),
+        )
+        output = Gemma3nCausalLMOutputWithPast(**self.score(decoded, labels, logits_to_keep, num_items_in_batch))
+        return output.to_tuple() if return_dict is False else output
+
+
+def _embedder(config: Any, text_width: int) -> Gemma3nMultimodalEmbedder:
+    return Gemma3nMultimodalEmbedder(
+        config.vocab_offset, config.vocab_size, config.hidden_size, text_width, config.rms_norm_eps
+    )
+
+
+def _age(weight: Tensor) -> int:
+    """How often a weight was written to; tensors of inference mode do not count and never change."""
+    return 0 if weight.is_inference() else weight._version

@@ -1,0 +1,25 @@
+"""Names of Gemma 3n's weights in checkpoints of other classes and ages, and those that no class here has a use for."""
+
+from __future__ import annotations
+
+#: Keys and values of layers that read another layer's are in the hub's files and were never used.
+UNUSED = (
+    r"(model\.)?(language_model\.)?(model\.)?layers\.\d+\.self_attn\.(k_proj|v_proj|k_norm)\.",
+    r"(.*\.)?rotary_emb\.",
+)
+
+#: Parts of the whole model that a text model leaves aside.
+NOT_TEXT = (r"(model\.)?(vision_tower|audio_tower|embed_vision|embed_audio)\.",)
+
+#: What a text model calls the weights of the whole model.
+TEXT_NAMES = (
+    (r"^(model\.)?language_model\.(model\.)?", "model."),
+    (r"^model\.lm_head\.", "lm_head."),
+)
+
+#: Names of the whole model before its parts were gathered under "model.".
+WHOLE_NAMES = (
+    (r"^language_model\.model\.", "model.language_model."),
+    (r"^language_model\.lm_head\.", "lm_head."),
+    (r"^(vision_tower|audio_tower|embed_vision|embed_audio)\.", r"model.\1."),
+)

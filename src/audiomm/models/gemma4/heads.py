@@ -1,0 +1,305 @@
+"""The language-model head of Gemma 4: scores, loss, and what generation asks for; and the text model with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from ...base.errors import ShapeError
+from ...base.outputs import ModelOutput
+from ...generation import GenerationConfig, GenerationMixin
+from ...layers.cache import Cache, LayerSpec
+from ...layers.language_head import IGNORED_LABEL, following_labels, label_loss, token_logits
+from ...layers.per_layer import PerLayerTable
+from .config import Gemma4TextConfig
+from .text import CACHE_ONLY, Gemma4PreTrainedModel, Gemma4TextModel, Pair
+from .weights import NOT_TEXT, TEXT_NAMES, UNUSED
+
+#: Longer prompts are read in pieces of about so many tokens: a mask of (piece, prompt) is what a piece needs at most.
+PREFILL_CHUNK = 4096
+
+
+@dataclass
+class Gemma4CausalLMOutput(ModelOutput):
+    """Scores of the next tokens.
+
+    Attributes:
+        loss: Mean over all labels that are not -100.
+        logits: (rows, kept tokens, vocabulary) float32.
+        past_key_values: The cache, for the next call.
+        hidden_states, attentions: One tensor a layer, if asked for.
+        image_hidden_states, audio_hidden_states: (tokens, width) features put in the place of the media's marks.
+        shared_kv_states: {kind of layer: (keys, values)} of the last layer of each kind, if asked for.
+        router_logits: One (tokens, experts) tensor of probabilities a layer, if asked for.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: Any = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    image_hidden_states: Tensor | None = None
+    audio_hidden_states: Tensor | None = None
+    shared_kv_states: dict[str, Pair] | None = None
+    router_logits: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class Prompt:
+    """What enters the decoder, settled before it is read piece by piece.
+
+    Attributes:
+        embeddings: (rows, length, width).
+        ids: (rows, length) token ids for the per-layer embeddings, padding at media; None where there are none.
+        per_layer: (rows, length, layers, width) in place of ids.
+        blocks: (rows, length) bool, True for tokens of pictures that see each other; None where that is not done.
+    """
+
+    embeddings: Tensor
+    ids: Tensor | None = None
+    per_layer: Tensor | None = None
+    blocks: Tensor | None = None
+
+
+class Gemma4WithTokenHead(GenerationMixin, Gemma4PreTrainedModel):
+    """A model whose tied head turns the decoder's states into scores of tokens."""
+
+    model: Any
+    lm_head: nn.Linear
+
+    def get_decoder(self) -> Gemma4TextModel:
+        """The text stack."""
+        text: Gemma4TextModel = self.model
+        return text
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.get_decoder().get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.get_decoder().set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.lm_head
+
+    def set_output_embeddings(self, value: nn.Linear) -> None:
+        self.lm_head = value
+
+    def get_per_layer_input_embeddings(self) -> PerLayerTable:
+        """The table of the per-layer embeddings' token part."""
+        return self.get_decoder().embed_tokens_per_layer
+
+    def set_per_layer_input_embeddings(self, value: PerLayerTable) -> None:
+        self.get_decoder().embed_tokens_per_layer = value
+
+    def cache_specs(self) -> list[LayerSpec]:
+        """What each layer that owns keys and values keeps while generating."""
+        return self.get_decoder().cache_specs()
+
+    def make_cache(self, batch: int, *, max_length: int | None = None, fixed: bool = False) -> Cache:
+        """An empty cache for `batch` sequences of at most `max_length` tokens."""
+        return self.get_decoder().make_cache(batch, max_length=max_length, fixed=fixed)
+
+    def step(self, input_ids: Tensor, cache: Cache, **flags: Any) -> Gemma4CausalLMOutput:
+        """Decode steps: (rows, new) token ids to logits (rows, new, vocabulary)."""
+        return self.headed(self.get_decoder()(input_ids, past_key_values=cache, **flags))
+
+    def headed(self, decoded: Any, **fields: Any) -> Gemma4CausalLMOutput:
+        """The decoder's answer with logits in place of the last hidden state."""
+        kept = {name: value for name, value in decoded.items() if name != "last_hidden_state"}
+        cap = self.get_decoder().config.final_logit_softcapping
+        logits = token_logits(decoded.last_hidden_state, self.lm_head, cap)
+        return Gemma4CausalLMOutput(**{**kept, **fields, "logits": logits})
+
+    def read_prompt(
+        self,
+        prompt: Prompt,
+        cache: Cache,
+        attention_mask: Tensor | None,
+        logits_to_keep: int,
+        chunk: int | None,
+        **flags: Any,
+    ) -> Gemma4CausalLMOutput:
+        """Run a prompt through the decoder, in pieces when it is long, and score its last positions.
+
+        Args:
+            prompt: What enters the decoder.
+            cache: Empty; filled with the prompt.
+            attention_mask: (rows, length), 0 for padding at the left.
+            logits_to_keep: How many of the last positions to score.
+            chunk: Tokens of a piece; None is PREFILL_CHUNK.
+        """
+        decoder, length = self.get_decoder(), prompt.embeddings.shape[1]
+        whole = any(flags.values())
+        edges = [0, length] if whole else chunk_edges(length, logits_to_keep, chunk or PREFILL_CHUNK, prompt.blocks)
+        decoded: Any = None
+        for begin, end in zip(edges, edges[1:], strict=False):
+            part, last = slice(begin, end), end == length
+            per_layer = None if prompt.per_layer is None else prompt.per_layer[:, part]
+            if prompt.ids is not None:
+                per_layer = decoder.get_per_layer_inputs(prompt.ids[:, part])
+            decoded = decoder(
+                inputs_embeds=prompt.embeddings[:, part],
+                per_layer_inputs=per_layer,
+                attention_mask=None if attention_mask is None else attention_mask[:, :end],
+                past_key_values=cache,
+                blocks=None if prompt.blocks is None else prompt.blocks[:, part],
+                kept=slice(-logits_to_keep, None) if last else CACHE_ONLY,
+                **flags,
+            )
+        return self.headed(decoded)
+
+    def with_loss(
+        self,
+        output: Gemma4CausalLMOutput,
+        labels: Tensor | None,
+        kept: slice | Tensor | None,
+        count: Tensor | int | None,
+    ) -> Gemma4CausalLMOutput:
+        """The output with its loss: cross-entropy of each kept position against the label after it.
+
+        Args:
+            labels: (rows, tokens), -100 where no loss is wanted; None is no loss.
+            kept: Columns the logits are for.
+            count: Divide the sum by this instead of the number of labels, as gradient accumulation needs.
+        """
+        if labels is not None and output.logits is not None:
+            wanted = following_labels(labels)
+            output.loss = label_loss(output.logits, wanted if kept is None else wanted[:, kept], count)
+        return output
+
+
+class Gemma4ForCausalLM(Gemma4WithTokenHead):
+    """The text stack alone and its head; loads from checkpoints of the whole model too."""
+
+    config_class = Gemma4TextConfig
+    config: Gemma4TextConfig
+    tied_weights: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
+    ignored_weights: ClassVar[tuple[str, ...]] = (*UNUSED, *NOT_TEXT)
+    renamed_weights: ClassVar[tuple[tuple[str, str], ...]] = TEXT_NAMES
+
+    def __init__(self, config: Gemma4TextConfig) -> None:
+        super().__init__(config)
+        self.model = Gemma4TextModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.generation_config = GenerationConfig.from_model_config(config)
+        self.post_init()
+
+    def prefill(
+        self,
+        input_ids: Tensor,
+        cache: Cache,
+        *,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        per_layer_inputs: Tensor | None = None,
+        logits_to_keep: int = 1,
+        prefill_chunk_size: int | None = None,
+        **flags: Any,
+    ) -> Gemma4CausalLMOutput:
+        """Read the prompt.
+
+        Args:
+            input_ids: (rows, prompt) token ids; (rows, 0) with inputs_embeds.
+            cache: Empty; filled with the prompt.
+            attention_mask: (rows, prompt), 0 for padding at the left.
+            inputs_embeds, per_layer_inputs: As in `forward`, in place of ids.
+            logits_to_keep: How many of the last positions to score.
+            prefill_chunk_size: Read longer prompts in pieces of so many tokens.
+        """
+        if inputs_embeds is not None:
+            prompt = Prompt(inputs_embeds, per_layer=per_layer_inputs)
+        else:
+            ids = input_ids if self.config.hidden_size_per_layer_input else None
+            prompt = Prompt(self.model.embed_tokens(input_ids), ids)
+        return self.read_prompt(prompt, cache, attention_mask, logits_to_keep, prefill_chunk_size, **flags)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        per_layer_inputs: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        loss_positions_only: bool = False,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_router_logits: bool | None = None,
+        return_shared_kv_states: bool = False,
+        return_dict: bool | None = None,
+    ) -> Gemma4CausalLMOutput | tuple[Any, ...]:
+        """Scores of the next tokens, and the loss against `labels`.
+
+        Args:
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, per_layer_inputs: As
+                in `Gemma4TextModel.forward`.
+            labels: (rows, tokens) with -100 where no loss is wanted; each is compared with the scores before it.
+            logits_to_keep: Score the last so many positions, or those at these columns (kept,); 0 is all.
+            num_items_in_batch: Divide the loss by this number of labels instead of those of this batch.
+            loss_positions_only: Score only columns that some label follows, and run the layers that share keys and
+                values on these alone: the same loss and gradients for a part of the work.
+        """
+        kept = kept_columns(logits_to_keep, labels, loss_positions_only)
+        decoded = self.model(
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            per_layer_inputs=per_layer_inputs,
+            use_cache=use_cache,
+            kept=kept,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            output_router_logits=output_router_logits,
+            return_shared_kv_states=return_shared_kv_states,
+        )
+        output = self.with_loss(self.headed(decoded), labels, kept, num_items_in_batch)
+        return output.to_tuple() if return_dict is False else output
+
+
+def kept_columns(logits_to_keep: int | Tensor, labels: Tensor | None, loss_only: bool) -> slice | Tensor | None:
+    """Which columns are to be scored, as an index; None is all.
+
+    Raises:
+        ShapeError: Positions of the loss are asked for and there are no labels, or columns in two ways.
+    """
+    if loss_only:
+        if labels is None or not isinstance(logits_to_keep, int) or logits_to_keep:
+            raise ShapeError("loss_positions_only=True scores what labels ask for: pass labels, and no logits_to_keep.")
+        wanted: Tensor = (following_labels(labels) != IGNORED_LABEL).any(dim=0)
+        return wanted.nonzero()[:, 0]
+    if isinstance(logits_to_keep, Tensor):
+        return logits_to_keep
+    return slice(-logits_to_keep, None) if logits_to_keep else None
+
+
+def chunk_edges(length: int, keep: int, chunk: int, blocks: Tensor | None) -> list[int]:
+    """Where a prompt is cut into pieces of about `chunk` tokens: 0, ..., length.
+
+    Args:
+        length: Tokens of the prompt.
+        keep: The last so many stay in one piece.
+        chunk: Tokens of a piece; more where a picture would be cut.
+        blocks: (rows, length) bool, True for tokens of pictures, which are read whole; None where that is not needed.
+    """
+    if length <= chunk:
+        return [0, length]
+    inside = [False] * length
+    if blocks is not None:
+        inside = [False, *(blocks[:, 1:] & blocks[:, :-1]).any(dim=0).tolist()]
+    edges, last = [0], length - keep
+    while length - edges[-1] > chunk:
+        begin = edges[-1]
+        places = [*range(min(begin + chunk, last), begin, -1), *range(begin + chunk + 1, last + 1)]
+        place = next((place for place in places if not inside[place]), None)
+        if place is None:
+            break
+        edges.append(place)
+    return [*edges, length]

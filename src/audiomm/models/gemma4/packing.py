@@ -1,0 +1,110 @@
+"""Tensors of a packed batch: media in reading order, and where in the rows their tokens are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def shares(lengths: Sequence[int], budget: int) -> list[int]:
+    """How many tokens of two texts are kept in `budget`: dealt out in turns, the first text first."""
+    first, second = lengths
+    budget = max(budget, 0)
+    if first + second <= budget:
+        return [first, second]
+    kept = min(first, max(budget - second, (budget + 1) // 2))
+    return [kept, min(second, budget - kept)]
+
+
+def indices_of(mask: Tensor, slots: int) -> Tensor:
+    """Places of True in each row of `mask` (rows, length), int64 (rows, width), filled up with 0.
+
+    Args:
+        mask: bool.
+        slots: Least width; rows with more places make it wider.
+    """
+    rows = [row.nonzero()[:, 0] for row in mask]
+    width = max([slots, *(len(row) for row in rows)])
+    return torch.stack([functional.pad(row, (0, width - len(row))) for row in rows])
+
+
+def pictures_of(
+    prompts: Sequence[str], found: tuple[str, str], features: Mapping[str, Any], numbers: int
+) -> tuple[Tensor, Tensor]:
+    """Patches and places of all pictures and frames of each prompt, in reading order.
+
+    Args:
+        prompts: The prompts before they were expanded.
+        found: The marks of images and of videos.
+        features: "image" and "video" as the converters made them, or "pixels" and "places" made before.
+        numbers: Of a patch, for a batch without pictures.
+
+    Returns:
+        float32 (prompts, pictures, patches, numbers), and int64 (prompts, pictures, patches, 2), -1 for no patch.
+    """
+    if "pixels" in features:
+        return features["pixels"], features["places"]
+    blocks = _blocks(prompts, found, features)
+    most = max(len(row) for row in blocks)
+    every = [block for row in blocks for block in row]
+    if not every:
+        return torch.zeros(len(prompts), 0, 0, numbers), torch.zeros(len(prompts), 0, 0, 2, dtype=torch.int64)
+    patches, numbers = max(block[0].shape[0] for block in every), every[0][0].shape[1]
+    pixels = torch.zeros(len(prompts), most, patches, numbers)
+    places = torch.full((len(prompts), most, patches, 2), -1, dtype=torch.int64)
+    for row, row_blocks in enumerate(blocks):
+        for column, (values, where) in enumerate(row_blocks):
+            pixels[row, column, : values.shape[0]] = values
+            places[row, column, : where.shape[0]] = where
+    return pixels, places
+
+
+def _blocks(
+    prompts: Sequence[str], found: tuple[str, str], features: Mapping[str, Any]
+) -> list[list[tuple[Tensor, Tensor]]]:
+    """For each prompt, (patches, places) of each of its pictures and frames."""
+    image, video = features.get("image"), features.get("video")
+    next_image = next_video = next_frame = 0
+    blocks = []
+    for prompt in prompts:
+        row: list[tuple[Tensor, Tensor]] = []
+        for match in re.finditer("|".join(re.escape(mark) for mark in found if mark), prompt):
+            if match.group() == found[0] and image is not None:
+                row.append((image["pixel_values"][next_image], image["image_position_ids"][next_image]))
+                next_image += 1
+            elif match.group() == found[1] and video is not None:
+                for _ in range(int(video["num_frames_per_video"][next_video])):
+                    row.append((video["pixel_values_videos"][next_frame], video["video_position_ids"][next_frame]))
+                    next_frame += 1
+                next_video += 1
+        blocks.append(row)
+    return blocks
+
+
+def clips_of(features: Mapping[str, Any] | None, counts: Sequence[int], bands: int) -> tuple[Tensor, Tensor]:
+    """Features of the clips of each prompt.
+
+    Args:
+        features: As the extractor made them, or None.
+        counts: Clips of each prompt.
+        bands: Of the empty entries of a batch without clips.
+
+    Returns:
+        float32 (prompts, clips, frames, bands), and bool (prompts, clips, frames), True where a frame is real.
+    """
+    if features is None:
+        return torch.zeros(len(counts), 0, 1, bands), torch.zeros(len(counts), 0, 1, dtype=torch.bool)
+    values, masks = features["input_features"], features["input_features_mask"]
+    mel = torch.zeros(len(counts), max(counts), *values.shape[1:])
+    mel_mask = torch.zeros(len(counts), max(counts), values.shape[1], dtype=torch.bool)
+    place = 0
+    for row, count in enumerate(counts):
+        mel[row, :count] = values[place : place + count]
+        mel_mask[row, :count] = masks[place : place + count].bool()
+        place += count
+    return mel, mel_mask

@@ -1,0 +1,280 @@
+"""From encoded windows to their texts: prompts, one pass of the decoder at a temperature, and what it gave.
+
+Source: arXiv:2212.04356, section 4.5; the rules of OpenAI's `decode`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...base.outputs import BaseModelOutput, GenerateOutput
+from ...generation import (
+    GenerationConfig,
+    LogitsProcessorList,
+    StoppingCriteriaList,
+    WhisperTimeStampLogitsProcessor,
+    build_processors,
+    generate_tokens,
+)
+from ...generation.patience import length_divisor
+from .guards import better, find_loop, needs_fallback, without_loop
+from .options import Options, config_for, context_room, new_token_limit
+from .protocol import NoSpeechProbe, Transcriber, select
+from .recordings import Recording, WindowText, compression_ratio, text_compression_ratio
+from .segments import pad_left
+
+
+@dataclass
+class Guests:
+    """What the caller of generate() brings along: rules, criteria, a draft model, a streamer, random numbers."""
+
+    logits_processor: list[Any] = field(default_factory=list)
+    stopping_criteria: list[Any] = field(default_factory=list)
+    prefix_allowed_tokens_fn: Any = None
+    assistant: Any = None
+    streamer: Any = None
+    generator: Any = None
+
+
+class WindowDecoder:
+    """Decodes windows that are encoded already.
+
+    Args:
+        model: Whose decoder writes.
+        config: Options of the call, filled in.
+        options: Those of the transcription.
+        guests: What the caller brings along.
+        assistant_inputs: What the draft model reads, from the encoder's output and the recordings.
+    """
+
+    def __init__(
+        self,
+        model: Transcriber,
+        config: GenerationConfig,
+        options: Options,
+        guests: Guests,
+        assistant_inputs: Callable[[BaseModelOutput, list[Recording]], dict[str, Any] | None],
+    ) -> None:
+        self.model, self.config, self.options, self.guests = model, config, options, guests
+        self._assistant_inputs = assistant_inputs
+        no_timestamps = getattr(config, "no_timestamps_token_id", None)
+        #: Id of <|0.00|>; larger than any token where there are no timestamps.
+        self.timestamp_begin = model.config.vocab_size if no_timestamps is None else int(no_timestamps) + 1
+
+    # ------------------------------------------------------------------ temperatures
+
+    def best_texts(self, encoded: BaseModelOutput, recordings: list[Recording]) -> list[WindowText]:
+        """Decode the next window of each recording at rising temperatures until its text is good enough."""
+        texts: dict[int, WindowText] = {}
+        pending = list(range(len(recordings)))
+        for temperature in self.options.temperatures:
+            tried = self._texts_at(select(encoded, pending), [recordings[place] for place in pending], temperature)
+            for place, text in zip(pending, tried, strict=True):
+                is_rival = place in texts and self.options.keep_best and needs_fallback(text, self.options)
+                texts[place] = better(texts[place], text, self.options) if is_rival else text
+            pending = [place for place, text in zip(pending, tried, strict=True) if needs_fallback(text, self.options)]
+            if not pending:
+                break
+        return [self._cut(texts[place], recording) for place, recording in enumerate(recordings)]
+
+    def _cut(self, text: WindowText, recording: Recording) -> WindowText:
+        """A text that repeats itself at the last temperature, too, without the repetitions."""
+        if not text.has_loop:
+            return text
+        frames = min(recording.end - recording.seek, self.options.window_frames)
+        kept = without_loop(text.tokens, self.timestamp_begin, frames)
+        return text if kept is None else replace(text, tokens=kept, compression_ratio=self._compression(kept))
+
+    def _texts_at(
+        self, encoded: BaseModelOutput, recordings: list[Recording], temperature: float | None
+    ) -> list[WindowText]:
+        """Decode one window of each recording at one temperature; first windows that have a prefix go apart."""
+        groups: dict[int, list[int]] = {}
+        for place, recording in enumerate(recordings):
+            groups.setdefault(len(self.prefix(recording)), []).append(place)
+        texts: dict[int, WindowText] = {}
+        for places in groups.values():
+            found = self._decode(select(encoded, places), [recordings[place] for place in places], temperature)
+            texts.update(zip(places, found, strict=True))
+        return [texts[place] for place in range(len(recordings))]
+
+    # ------------------------------------------------------------------ one pass
+
+    def _decode(
+        self, encoded: BaseModelOutput, recordings: list[Recording], temperature: float | None
+    ) -> list[WindowText]:
+        output, prompt_length, probe = self.run(encoded, recordings, temperature, self.options.best_of)
+        assert output.sequences is not None, "a loop always returns sequences"
+        rows = output.sequences[:, prompt_length:]
+        texts = [self.before_end(row) for row in rows]
+        stands = self._likeliest(output, texts, len(recordings))
+        owners = [recording for recording in recordings for _ in range(len(texts) // len(recordings))]
+        found = self.measured(output, texts, owners, temperature)
+        silences = None if probe is None or probe.probability is None else probe.probability.tolist()
+        for place, best in enumerate(stands):
+            text = found[best]
+            text.is_complete = len(texts[best]) < rows.shape[1]
+            text.no_speech_probability = None if silences is None else silences[place]
+        return [found[best] for best in stands]
+
+    def measured(
+        self, output: GenerateOutput, texts: list[Tensor], recordings: list[Recording], temperature: float | None = None
+    ) -> list[WindowText]:
+        """Texts (length,) of a pass over the next windows of recordings, with what is asked of them."""
+        averages = self._averages(output, texts)
+        used = temperature if temperature is not None else (self.config.temperature if self.config.do_sample else 0.0)
+        found = []
+        for text, average, recording in zip(texts, averages, recordings, strict=True):
+            tokens = torch.cat((torch.tensor(self.prefix(recording), dtype=torch.long, device=text.device), text))
+            words = [token for token in tokens.tolist() if token < self.timestamp_begin]
+            found.append(
+                WindowText(
+                    tokens=tokens,
+                    temperature=float(used or 0.0),
+                    average_logprob=average,
+                    compression_ratio=self._compression(tokens),
+                    no_speech_probability=None,
+                    has_loop=self.options.break_loops and find_loop(words) is not None,
+                )
+            )
+        return found
+
+    def _likeliest(self, output: GenerateOutput, texts: list[Tensor], count: int) -> list[int]:
+        """Of the texts drawn for each window, the place of the one that stands; the score is that of searches."""
+        copies = len(texts) // count
+        if copies == 1 or output.logprobs is None:
+            return list(range(0, len(texts), copies))
+        lengths = torch.tensor([len(text) for text in texts], device=output.logprobs.device)
+        scores = output.logprobs / length_divisor(self.config, lengths)
+        return [window * copies + int(best) for window, best in enumerate(scores.view(count, copies).argmax(dim=1))]
+
+    def run(
+        self, encoded: BaseModelOutput, recordings: list[Recording], temperature: float | None, best_of: int | None
+    ) -> tuple[GenerateOutput, int, NoSpeechProbe | None]:
+        """Run the decoder over the next window of recordings whose prefixes are of one length.
+
+        Returns:
+            The output; the length of the padded prompt, prefix included; and the no-speech probe.
+        """
+        device = encoded.last_hidden_state.device  # type: ignore[union-attr]
+        prefix = self.prefix(recordings[0])
+        prompts = [[*self.prompt(recording), *prefix] for recording in recordings]
+        prompt, mask = pad_left(prompts, self.pad, device)
+        length = prompt.shape[1]
+        limit = new_token_limit(
+            self.config, self.model.config, self.options, length, len(recordings[0].start_tokens), len(prefix)
+        )
+        config = config_for(self.config, temperature, length, limit, best_of)
+        rules: list[Any] = []
+        if self.options.timestamps:
+            # The prefix is text of the window like any other.
+            rules.append(WhisperTimeStampLogitsProcessor(config, begin_index=length - len(prefix)))
+        processors = build_processors(
+            config,
+            prompt_length=length,
+            max_length=length + limit,
+            prompt_mask=mask,
+            prefix_allowed_tokens_fn=self.guests.prefix_allowed_tokens_fn,
+            model_processors=rules,
+            user_processors=self.guests.logits_processor,
+        )
+        probe = self._probe(prompts, recordings[0].start_tokens[0])
+        output = generate_tokens(
+            self.model,  # type: ignore[arg-type]
+            prompt,
+            config,
+            model_inputs={"encoder_outputs": encoded, "probe": probe},
+            prompt_mask=mask,
+            processors=LogitsProcessorList(processors),
+            stopping=StoppingCriteriaList(self.guests.stopping_criteria),
+            streamer=self.guests.streamer,
+            stream_goes_on=True,
+            generator=self.guests.generator,
+            logprobs=True,
+            assistant_model=self.guests.assistant,
+            assistant_inputs=self._assistant_inputs(encoded, recordings),
+        )
+        return output, length, probe
+
+    def _probe(self, prompts: list[list[int]], start: int) -> NoSpeechProbe | None:
+        """A no-speech probe, where the vocabulary has a token for it and the rows start at the same place."""
+        places = {len(prompt) - prompt.index(start) for prompt in prompts if start in prompt}
+        if self.timestamp_begin >= self.model.config.vocab_size or len(places) != 1:
+            return None
+        # <|nospeech|> stands before <|notimestamps|> in every published vocabulary.
+        return NoSpeechProbe(token=self.timestamp_begin - 2, places_from_end=places.pop())
+
+    # ------------------------------------------------------------------ prompts
+
+    def prompt(self, recording: Recording) -> list[int]:
+        """Earlier text and the start tokens of a recording's next window."""
+        options = self.options
+        given = [] if options.prompt_ids is None else options.prompt_ids.tolist()
+        # The prompt begins with <|startofprev|>, which stands in front of whatever is kept.
+        opening = given[:1] or [self._previous_start()]
+        room = context_room(self.config, self.model.config, len(recording.start_tokens))
+        words = _last(given[1:], room)
+        past = [token for piece in recording.history for token in piece.tolist()]
+        if options.prompt_condition_type == "all-segments":
+            text = words + (_last(past, room - len(words)) if options.condition_on_prev_tokens else [])
+        elif options.prompt_condition_type == "history":
+            # The history began with the prompt, and lost it when it was cleared.
+            text = _last(past, room)
+        elif options.condition_on_prev_tokens:
+            text = _last(words + past, room)
+        else:
+            text = words if not recording.windows else []
+        if not text or opening == [None]:
+            return recording.start_tokens
+        return [*opening, *text, *recording.start_tokens]
+
+    def prefix(self, recording: Recording) -> list[int]:
+        """What the next window's text is to start with: the prefix, where it is the first."""
+        if recording.windows or not self.options.prefix:
+            return []
+        return [*([self.timestamp_begin] if self.options.timestamps else []), *self.options.prefix]
+
+    def _previous_start(self) -> int | None:
+        token = getattr(self.config, "prev_sot_token_id", None)
+        if token is None and self.timestamp_begin < self.model.config.vocab_size:
+            # <|startofprev|>, <|nospeech|>, <|notimestamps|>, <|0.00|> in every published vocabulary.
+            token = self.timestamp_begin - 3
+        return token
+
+    # ------------------------------------------------------------------ what came out
+
+    @property
+    def pad(self) -> int:
+        """What fills rows up."""
+        pad = self.config.pad_token_id
+        return int(self.config.eos_ids[0] if pad is None else pad)
+
+    def before_end(self, row: Tensor) -> Tensor:
+        """The tokens of a row before its first end token."""
+        ends = torch.isin(row, torch.tensor(self.config.eos_ids, device=row.device))
+        found = ends.nonzero()
+        return row[: int(found[0])] if len(found) else row
+
+    def _averages(self, output: GenerateOutput, texts: list[Tensor]) -> list[float]:
+        """Average log-probability of each text's tokens; beam searches of transformers have it as their score."""
+        if output.sequences_scores is not None and self.config.patience is None:
+            return [float(score) for score in output.sequences_scores]
+        if output.logprobs is None:
+            return [math.nan] * len(texts)
+        # The end token counts, and where the limit came first the missing one does too, as with OpenAI.
+        return [total / (len(text) + 1) for total, text in zip(output.logprobs.tolist(), texts, strict=True)]
+
+    def _compression(self, tokens: Tensor) -> float:
+        if self.options.text_of is None:
+            return compression_ratio(tokens, self.model.config.vocab_size)
+        return text_compression_ratio(self.options.text_of(tokens.tolist()).strip())
+
+
+def _last(tokens: list[int], count: int) -> list[int]:
+    return tokens[-count:] if count > 0 else []

@@ -1,0 +1,234 @@
+"""Samples to batches: padding, labels that do not count, and the checks that save a night of training.
+
+Labels of what is not to be learnt are -100.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..base.errors import InputError
+from .loss import IGNORE
+
+
+def default_data_collator(features: list[Any], return_tensors: str = "pt") -> dict[str, Tensor]:
+    """Stack samples whose values have equal shapes; "label" and "label_ids" become "labels"."""
+    samples = [feature if isinstance(feature, dict) else vars(feature) for feature in features]
+    batch: dict[str, Tensor] = {}
+    for name in samples[0]:
+        values = [sample[name] for sample in samples]
+        if values[0] is None or isinstance(values[0], str):
+            continue
+        try:
+            stacked = torch.stack([torch.as_tensor(np.asarray(value)) for value in values])
+        except RuntimeError as error:
+            shapes = sorted({tuple(np.shape(value)) for value in values})
+            raise InputError(
+                f"{name!r} has the shapes {', '.join(map(str, shapes))} in one batch; pass a data_collator that pads."
+            ) from error
+        batch["labels" if name in ("label", "label_ids") else name] = stacked
+    return batch
+
+
+def padding_collator(processing_class: Any) -> Callable[[list[Any]], Any]:
+    """A collator that pads with a tokenizer where there is one; else `default_data_collator`."""
+    tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    if not hasattr(tokenizer, "pad"):
+        return default_data_collator
+
+    def collate(features: list[Any]) -> Any:
+        if "input_features" in features[0] or "input_ids" not in features[0]:
+            return default_data_collator(features)
+        return pad_samples(tokenizer, features)
+
+    return collate
+
+
+def pad_samples(tokenizer: Any, features: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """Pad input_ids, attention_mask and labels of text samples at the tokenizer's side."""
+    left = getattr(tokenizer, "padding_side", "right") == "left"
+    fill = {"input_ids": tokenizer.pad_token_id, "labels": IGNORE}
+    batch: dict[str, Tensor] = {}
+    samples = [{"attention_mask": [1] * len(sample["input_ids"]), **sample} for sample in features]
+    for name in samples[0]:
+        values = [torch.as_tensor(np.asarray(sample[name])) for sample in samples]
+        batch[name] = _padded(values, fill.get(name, 0), left) if values[0].dim() == 1 else torch.stack(values)
+    return batch
+
+
+def _padded(rows: list[Tensor], value: Any, left: bool = False) -> Tensor:
+    """Rows of unequal length as one tensor."""
+    out = rows[0].new_full((len(rows), max(len(row) for row in rows)), value)
+    for index, row in enumerate(rows):
+        if left:
+            out[index, out.shape[1] - len(row) :] = row
+        else:
+            out[index, : len(row)] = row
+    return out
+
+
+@dataclass
+class DataCollatorSpeechSeq2SeqWithPadding:
+    """Batches for speech-to-text models: log-mel features and the tokens to write.
+
+    Attributes:
+        processor: Holds the feature extractor and the tokenizer.
+        decoder_start_token_id: The start token that the model puts before the labels itself; a leading one in all
+            labels is taken away. None reads it from the tokenizer ("<|startoftranscript|>").
+        forward_attention_mask: Give the model the mask of the features, for SpecAugment.
+        max_label_length: Most tokens a sample may have; the decoder has no positions for more.
+        mask_prompt: Do not learn what stands before the start token (earlier text in a prompt).
+
+    Samples are dicts with "input_features" (bins, frames), or "audio" (samples, path or dict, extracted here, so that
+    worker processes do it), and "labels", or "text" to be tokenized.
+
+    Raises:
+        InputError: A sample has too many label tokens or lacks a part; the message names it.
+    """
+
+    processor: Any
+    decoder_start_token_id: int | None = None
+    forward_attention_mask: bool = False
+    max_label_length: int = 448
+    mask_prompt: bool = True
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Samples to input_features (batch, bins, frames) and labels (batch, tokens)."""
+        batch = self._heard([self._with_features(sample, index) for index, sample in enumerate(features)])
+        rows = [self._labels(sample, index) for index, sample in enumerate(features)]
+        start = self.decoder_start_token_id
+        if start is None:
+            start = self.processor.tokenizer.convert_tokens_to_ids("<|startoftranscript|>")
+        labels = _padded(rows, IGNORE)
+        if self.mask_prompt:
+            before = (labels == start).cumsum(1) == 0
+            labels = labels.masked_fill(before & (labels == start).any(1, keepdim=True), IGNORE)
+        if bool((labels[:, 0] == start).all()):
+            labels = labels[:, 1:]
+        batch["labels"] = labels
+        return batch
+
+    def _with_features(self, sample: dict[str, Any], index: int) -> dict[str, Any]:
+        if "input_features" in sample:
+            return sample
+        if "audio" not in sample:
+            raise InputError(f"{_name(sample, index)} has neither 'input_features' nor 'audio'.")
+        audio, extractor = sample["audio"], self.processor.feature_extractor
+        from ..media import load_audio
+
+        waveform = load_audio(audio, sampling_rate=extractor.sampling_rate)
+        limit = extractor.n_samples
+        if len(waveform) > limit:
+            raise InputError(
+                f"{_name(sample, index)} lasts {len(waveform) / extractor.sampling_rate:.1f} s; the model hears "
+                f"{limit / extractor.sampling_rate:g} s at once. Cut it, and its text, into parts."
+            )
+        extracted = extractor(
+            waveform, sampling_rate=extractor.sampling_rate, return_tensors="pt", return_attention_mask=True
+        )
+        return {"input_features": extracted["input_features"][0], "attention_mask": extracted["attention_mask"][0]}
+
+    def _heard(self, samples: list[dict[str, Any]]) -> dict[str, Tensor]:
+        values = [torch.as_tensor(np.asarray(sample["input_features"])) for sample in samples]
+        batch = {"input_features": torch.stack(values)}
+        if self.forward_attention_mask and all("attention_mask" in sample for sample in samples):
+            batch["attention_mask"] = torch.stack([torch.as_tensor(np.asarray(s["attention_mask"])) for s in samples])
+        return batch
+
+    def _labels(self, sample: dict[str, Any], index: int) -> Tensor:
+        labels = sample.get("labels")
+        if labels is None and "text" in sample:
+            labels = self.processor.tokenizer(sample["text"]).input_ids
+        if labels is None:
+            raise InputError(f"{_name(sample, index)} has neither 'labels' nor 'text'.")
+        row = torch.as_tensor(np.asarray(labels), dtype=torch.long)
+        if len(row) > self.max_label_length:
+            raise InputError(
+                f"{_name(sample, index)} has {len(row)} label tokens; the decoder has {self.max_label_length} "
+                "positions. Cut the recording and its text into parts, or leave the sample out."
+            )
+        return row
+
+
+@dataclass
+class DataCollatorForCausalLM:
+    """Batches of chats with pictures and sound for models that go on writing; only the answers are learnt.
+
+    Attributes:
+        processor: Of the model; its apply_chat_template makes tokens and media of messages.
+        train_on_prompt: Learn the questions, too.
+        max_length: Most tokens of a sample; None is no limit.
+
+    Samples are dicts with "messages" whose last turn is the answer (content parts as in `apply_chat_template`).
+
+    Raises:
+        InputError: A sample has no answer, or is too long; the message names it.
+    """
+
+    processor: Any
+    train_on_prompt: bool = False
+    max_length: int | None = None
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Samples to the model's inputs and labels (batch, tokens), padded at the right."""
+        conversations = []
+        for index, sample in enumerate(features):
+            messages = sample.get("messages")
+            if not messages or messages[-1].get("role") not in ("assistant", "model"):
+                raise InputError(f"{_name(sample, index)}: the last of its 'messages' must be the assistant's answer.")
+            conversations.append(messages)
+        batch = dict(self._tokenized(conversations, is_prompt=False))
+        labels = batch["input_ids"].clone()
+        labels[batch["attention_mask"] == 0] = IGNORE
+        if not self.train_on_prompt:
+            for row, messages in enumerate(conversations):
+                prompt = self._tokenized([messages[:-1]], is_prompt=True)
+                labels[row, : int(prompt["attention_mask"].sum())] = IGNORE
+        self._check(batch, labels, features)
+        for token in self._media_tokens():
+            labels[batch["input_ids"] == token] = IGNORE
+        return {**batch, "labels": labels}
+
+    def _tokenized(self, conversations: list[Any], is_prompt: bool) -> Any:
+        return self.processor.apply_chat_template(
+            conversations,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            add_generation_prompt=is_prompt,
+            processor_kwargs={"padding": True, "padding_side": "right"},
+        )
+
+    def _media_tokens(self) -> list[int]:
+        names = ("image_token_id", "audio_token_id", "video_token_id")
+        return [value for value in (getattr(self.processor, name, None) for name in names) if value is not None]
+
+    def _check(self, batch: dict[str, Tensor], labels: Tensor, features: list[dict[str, Any]]) -> None:
+        lengths = batch["attention_mask"].sum(1).tolist()
+        for index, (length, row) in enumerate(zip(lengths, labels, strict=True)):
+            if self.max_length is not None and length > self.max_length:
+                raise InputError(
+                    f"{_name(features[index], index)} has {length} tokens; max_length is {self.max_length}. Leave it "
+                    "out, shorten it, or raise the limit: cutting it would cut a picture or a recording."
+                )
+            if not bool((row != IGNORE).any()):
+                raise InputError(f"{_name(features[index], index)} has no answer to learn: its label tokens are none.")
+
+
+def _name(sample: dict[str, Any], index: int) -> str:
+    """How an error names a sample of a batch."""
+    for key in ("id", "path", "file"):
+        if isinstance(sample.get(key), (str, int)):
+            return f"sample {index} of the batch ({key} {sample[key]!r})"
+    audio = sample.get("audio")
+    if isinstance(audio, (str, dict)):
+        path = audio.get("path") if isinstance(audio, dict) else audio
+        if path:
+            return f"sample {index} of the batch (audio {str(path)!r})"
+    return f"sample {index} of the batch"

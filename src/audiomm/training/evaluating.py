@@ -1,0 +1,211 @@
+"""The Trainer's evaluation: loss, predictions and metrics over a dataset."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..base.errors import ConfigError, InputError
+from .data import has_length
+from .evaluation import EvalLoopOutput, EvalPrediction, Kept, PredictionOutput, joined, mean_loss, merged, on_host
+from .foundation import Foundation
+from .loss import IGNORE, is_shifted, smoothed_loss
+
+
+class Evaluating(Foundation):
+    """compute_loss(), evaluate() and predict()."""
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
+    ) -> Any:
+        """The loss of a batch, and the model's outputs if asked for; override it for a loss of your own.
+
+        Raises:
+            InputError: The model gives no loss for these inputs.
+        """
+        smoothing = self.args.label_smoothing_factor if model.training else 0.0
+        labels = inputs.get(self.label_names[0])
+        outputs = model(**inputs)
+        if self.compute_loss_func is not None:
+            loss = self.compute_loss_func(outputs, labels, num_items_in_batch=num_items_in_batch)
+        elif smoothing and labels is not None:
+            loss = smoothed_loss(outputs["logits"], labels, smoothing, is_shifted(self.model, labels))
+        else:
+            loss = outputs["loss"] if isinstance(outputs, Mapping) or hasattr(outputs, "keys") else outputs[0]
+        if loss is None:
+            raise InputError(
+                f"the model gave no loss for inputs {', '.join(sorted(inputs))}: the batch needs "
+                f"{self.label_names[0]!r} (label_names names other keys)."
+            )
+        return (loss, outputs) if return_outputs else loss
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Loss and metrics on a dataset; with a dict of datasets, of each under its name.
+
+        Raises:
+            ConfigError: There is no dataset.
+        """
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if dataset is None:
+            raise ConfigError("there is nothing to evaluate: pass eval_dataset to the Trainer or to evaluate().")
+        if isinstance(dataset, str):
+            dataset = self.eval_dataset[dataset]
+        if isinstance(dataset, dict):
+            metrics: dict[str, float] = {}
+            for name, part in dataset.items():
+                metrics.update(self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}"))
+            return metrics
+        needed = self.compute_metrics is not None and not self.args.prediction_loss_only
+        output = self._evaluation_loop(dataset, keep=needed, ignore_keys=ignore_keys, prefix=metric_key_prefix)
+        assert output.metrics is not None, "the loop always measures"
+        self.log(dict(output.metrics))
+        self._event("on_evaluate", metrics=output.metrics)
+        return output.metrics
+
+    def predict(
+        self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+    ) -> PredictionOutput:
+        """Predictions for a dataset, its labels, and metrics where it has labels."""
+        output = self._evaluation_loop(test_dataset, keep=True, ignore_keys=ignore_keys, prefix=metric_key_prefix)
+        self._event("on_predict", metrics=output.metrics)
+        return PredictionOutput(output.predictions, output.label_ids, output.metrics)
+
+    def _evaluation_loop(
+        self, dataset: Any, *, keep: bool, ignore_keys: list[str] | None, prefix: str
+    ) -> EvalLoopOutput:
+        """Run the model over a dataset; predictions are kept only if somebody wants them."""
+        args, started = self.args, time.time()
+        model = self._model_for_evaluation()
+        size = args.per_device_eval_batch_size
+        order = range(len(dataset)) if has_length(dataset) else None
+        loader = self._loader(dataset, size, order=order, start=0, epoch=0, drop_last=False)
+        wants_inputs = keep and "inputs" in args.include_for_metrics
+        kept, latest = Kept(), {}
+        is_batched = keep and args.batch_eval_metrics and self.compute_metrics is not None
+        for batch, is_last in _with_last(loader):
+            inputs = self._on_device(batch.inputs)
+            loss, logits, labels = self.prediction_step(model, inputs, not keep, ignore_keys)
+            kept.counts.append(batch.count)
+            kept.losses.append(None if loss is None else float(loss))
+            if keep:
+                if logits is not None and self.preprocess_logits_for_metrics is not None:
+                    logits = self.preprocess_logits_for_metrics(logits, labels)
+                kept.predictions.append(on_host(logits))
+                kept.labels.append(on_host(labels))
+            if wants_inputs:
+                kept.inputs.append(on_host(inputs))
+            if is_batched:
+                latest = self._batch_metrics(kept, is_last)
+                kept.predictions, kept.labels, kept.inputs = [], [], []
+            self._event("on_prediction_step")
+        return self._measured(kept, latest if is_batched else None, prefix, started)
+
+    def _batch_metrics(self, kept: Kept, is_last: bool) -> dict[str, float]:
+        """What compute_metrics says when it is called for every batch."""
+        assert self.compute_metrics is not None, "asked for only with compute_metrics"
+        newest = [
+            Kept([k.losses[-1]], [k.counts[-1]], k.predictions, k.labels, k.inputs) for k in self._gather_objects(kept)
+        ]
+        whole_batch = merged(newest)
+        return self.compute_metrics(self._prediction(whole_batch), compute_result=is_last) or {}  # type: ignore[call-arg]
+
+    def _prediction(self, kept: Kept) -> EvalPrediction:
+        inputs = joined([_main_input(part) for part in kept.inputs]) if kept.inputs else None
+        losses = np.asarray(kept.losses) if "loss" in self.args.include_for_metrics else None
+        return EvalPrediction(joined(kept.predictions, self._prediction_padding), joined(kept.labels), inputs, losses)
+
+    @property
+    def _prediction_padding(self) -> int:
+        """What fills predictions of unequal length."""
+        return IGNORE
+
+    def _measured(
+        self, kept: Kept, batch_metrics: dict[str, float] | None, prefix: str, started: float
+    ) -> EvalLoopOutput:
+        whole_run = merged(self._gather_objects(kept))
+        samples, prediction = sum(whole_run.counts), self._prediction(whole_run)
+        metrics: dict[str, Any] = dict(batch_metrics or {})
+        is_complete = prediction.predictions is not None and prediction.label_ids is not None
+        if batch_metrics is None and self.compute_metrics is not None and is_complete:
+            metrics = dict(self.compute_metrics(prediction))
+        loss = mean_loss(whole_run)
+        if loss is not None:
+            metrics["loss"] = loss
+        seconds = max(time.time() - started, 1e-9)
+        metrics |= {
+            "runtime": round(seconds, 4),
+            "samples_per_second": round(samples / seconds, 3),
+            "steps_per_second": round(len(kept.counts) / seconds, 3),
+        }
+        named = {
+            name if name.startswith(f"{prefix}_") else f"{prefix}_{name}": _plain(value)
+            for name, value in metrics.items()
+        }
+        return EvalLoopOutput(prediction.predictions, prediction.label_ids, named, samples)
+
+    def _model_for_evaluation(self) -> Any:
+        model = self.model_wrapped
+        if self.args.bf16_full_eval or self.args.fp16_full_eval:
+            model.to(torch.bfloat16 if self.args.bf16_full_eval else torch.float16)
+        if model is self.model:
+            model.to(self.accelerator.device)
+        model.eval()
+        return model
+
+    def prediction_step(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Any, Any]:
+        """(loss, logits, labels) of one batch; logits and labels are None with prediction_loss_only."""
+        labels = tuple(inputs[name] for name in self.label_names if inputs.get(name) is not None)
+        with torch.no_grad(), self.accelerator.autocast():
+            if labels:
+                loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+                loss = loss.detach().mean()
+            else:
+                loss, outputs = None, model(**inputs)
+        if prediction_loss_only:
+            return loss, None, None
+        logits = outputs["logits"] if "logits" not in (ignore_keys or []) else None
+        return loss, logits, labels[0] if len(labels) == 1 else labels or None
+
+
+def _with_last(items: Any) -> Iterator[tuple[Any, bool]]:
+    """Each item and whether it is the last one."""
+    iterator = iter(items)
+    try:
+        item = next(iterator)
+    except StopIteration:
+        return
+    for following in iterator:
+        yield item, False
+        item = following
+    yield item, True
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, (np.generic, Tensor)) and getattr(value, "ndim", 0) == 0 else value
+
+
+def _main_input(inputs: dict[str, Any]) -> Any:
+    for name in ("input_features", "input_ids", "pixel_values"):
+        if name in inputs:
+            return inputs[name]
+    return next(iter(inputs.values()))

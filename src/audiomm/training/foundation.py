@@ -1,0 +1,357 @@
+"""What every part of the Trainer stands on: its parts, processes and precision, loaders, events and logs.
+
+accelerate is spoken to here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import math
+import os
+import random
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs, find_executable_batch_size, gather_object
+from torch import Tensor, nn
+
+from ..base.errors import ConfigError
+from ..base.hub import read_json, write_json
+from .arguments import TrainingArguments
+from .callbacks import (
+    CallbackHandler,
+    DefaultFlowCallback,
+    JsonLinesCallback,
+    ProgressCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+)
+from .collators import default_data_collator, padding_collator
+from .data import Collate, EpochBatches, KeepColumns, ProcessShare, epoch_order, has_length, make_loader, sample_lengths
+from .evaluation import EvalPrediction
+from .optim import build_optimizer, build_schedule
+
+logger = logging.getLogger("audiomm.training")
+
+
+class Foundation:
+    """The parts of a Trainer, whose arguments its docstring tells."""
+
+    def __init__(
+        self,
+        model: nn.Module | None = None,
+        args: TrainingArguments | None = None,
+        data_collator: Callable[[list[Any]], Any] | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        model_init: Callable[[], nn.Module] | None = None,
+        compute_loss_func: Callable[..., Tensor] | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
+        callbacks: list[Any] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        optimizer_cls_and_kwargs: tuple[Any, dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: Callable[[Any, Any], Any] | None = None,
+    ) -> None:
+        self.args = args if args is not None else TrainingArguments()
+        if self.args.log_level != "passive":
+            logging.getLogger("audiomm").setLevel(self.args.log_level.upper())
+        self._seed_everything()
+        if (model is None) == (model_init is None):
+            raise ConfigError("Trainer needs either model or model_init, and not both.")
+        self.model_init = model_init
+        chosen: Any = model if model_init is None else model_init()
+        self.model = chosen
+        self.processing_class = processing_class
+        self.data_collator = data_collator or (
+            padding_collator(processing_class) if processing_class is not None else default_data_collator
+        )
+        self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
+        self.compute_loss_func, self.compute_metrics = compute_loss_func, compute_metrics
+        self.preprocess_logits_for_metrics = preprocess_logits_for_metrics
+        self.optimizer, self.lr_scheduler = optimizers
+        self.optimizer_cls_and_kwargs = optimizer_cls_and_kwargs
+        self.label_names = self.args.label_names or ["labels"]
+        if self.args.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable(self.args.gradient_checkpointing_kwargs)
+        self.accelerator = self._make_accelerator()
+        self.state = TrainerState(
+            is_local_process_zero=self.accelerator.is_local_main_process,
+            is_world_process_zero=self.accelerator.is_main_process,
+        )
+        self.control = TrainerControl()
+        standard: list[Any] = [DefaultFlowCallback, JsonLinesCallback]
+        if not self.args.disable_tqdm:
+            standard.append(ProgressCallback)
+        self.callback_handler = CallbackHandler([*standard, *(callbacks or [])])
+        self.model_wrapped: Any = self.model
+        self._stop_signal: int | None = None
+        self._random_states: dict[str, Any] | None = None
+        self._place = {"epoch": 0, "batches": 0}
+        self._fingerprint: dict[str, Any] = {}
+        self._logged_step = 0
+        self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
+        self._total_loss = 0.0
+        self._grad_norm: float | None = None
+        self._skipped = 0
+        self._batch_size = self.args.per_device_train_batch_size
+        if self.accelerator.is_main_process:
+            Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
+        self._event("on_init_end")
+
+    # ------------------------------------------------------------------ set-up
+
+    def _seed_everything(self) -> None:
+        set_seed(self.args.seed)
+        if self.args.full_determinism:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+            torch.use_deterministic_algorithms(True)
+            torch.backends.cudnn.benchmark = False
+        if self.args.tf32 is not None:
+            torch.backends.cuda.matmul.allow_tf32 = self.args.tf32
+
+    def _make_accelerator(self) -> Accelerator:
+        args = self.args
+        AcceleratorState._reset_state()  # an earlier Trainer of this process may have had another precision
+        handlers: list[Any] = [
+            DistributedDataParallelKwargs(
+                find_unused_parameters=bool(args.ddp_find_unused_parameters),
+                **({"bucket_cap_mb": args.ddp_bucket_cap_mb} if args.ddp_bucket_cap_mb else {}),
+            )
+        ]
+        if args.ddp_backend or args.ddp_timeout != 1800:
+            handlers.append(
+                InitProcessGroupKwargs(backend=args.ddp_backend, timeout=timedelta(seconds=args.ddp_timeout))
+            )
+        precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
+        options: dict[str, Any] = {
+            "mixed_precision": precision,
+            "cpu": args.use_cpu,
+            "kwargs_handlers": handlers,
+            "dataloader_config": DataLoaderConfiguration(dispatch_batches=False),
+            "log_with": args.report_to or None,
+            "project_dir": str(Path(args.output_dir) / "runs") if args.report_to else None,
+        }
+        if args.fsdp:
+            from accelerate import FullyShardedDataParallelPlugin
+
+            settings = args.fsdp_config if isinstance(args.fsdp_config, dict) else {}
+            options["fsdp_plugin"] = FullyShardedDataParallelPlugin(fsdp_version=2, **settings)
+        if args.deepspeed:
+            from accelerate import DeepSpeedPlugin
+
+            options["deepspeed_plugin"] = DeepSpeedPlugin(hf_ds_config=args.deepspeed)
+        return Accelerator(**{**options, **(args.accelerator_config or {})})
+
+    def create_optimizer(self) -> Any:
+        """The optimizer, made if there is none yet."""
+        if self.optimizer is None and self.optimizer_cls_and_kwargs is not None:
+            cls, options = self.optimizer_cls_and_kwargs
+            self.optimizer = cls([value for value in self.model.parameters() if value.requires_grad], **options)
+        elif self.optimizer is None:
+            self.optimizer = build_optimizer(self.model, self.args)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The schedule of the learning rate, made if there is none yet."""
+        if self.lr_scheduler is None:
+            self.lr_scheduler = build_schedule(optimizer or self.optimizer, self.args, num_training_steps)
+        return self.lr_scheduler
+
+    def create_optimizer_and_scheduler(self, num_training_steps: int) -> None:
+        self.create_optimizer()
+        self.create_scheduler(num_training_steps)
+
+    def _prepare(self, total: int) -> None:
+        """Wrap model and optimizer for the processes and the precision."""
+        model = self.model
+        if self.args.torch_compile:
+            model = torch.compile(
+                model, backend=self.args.torch_compile_backend or "inductor", mode=self.args.torch_compile_mode
+            )
+        if self.accelerator.is_fsdp2:
+            self.create_optimizer()
+            self.model_wrapped, self.optimizer = self.accelerator.prepare(model, self.optimizer)
+            self.model = self.accelerator.unwrap_model(self.model_wrapped)
+        else:
+            model = model.to(self.accelerator.device)
+            self.create_optimizer()
+            self.model_wrapped, self.optimizer = self.accelerator.prepare(model, self.optimizer)
+        self.create_scheduler(total, getattr(self.optimizer, "optimizer", self.optimizer))
+        if self.args.neftune_noise_alpha:
+            self._add_neftune(self.args.neftune_noise_alpha)
+
+    def _add_neftune(self, alpha: float) -> None:
+        def noisy(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+            if not module.training:
+                return output
+            size = alpha / math.sqrt(output.shape[-2] * output.shape[-1])
+            return output + torch.empty_like(output).uniform_(-size, size)
+
+        self.model.get_input_embeddings().register_forward_hook(noisy)
+
+    @property
+    def _samples_per_step(self) -> int:
+        return self._batch_size * self._world * self.args.gradient_accumulation_steps
+
+    # ------------------------------------------------------------------ data
+
+    @property
+    def _world(self) -> int:
+        return int(self.accelerator.num_processes)
+
+    def _columns(self) -> set[str]:
+        """Keys that the model's forward takes."""
+        model = getattr(self.model, "base_model_for_signature", self.model)
+        return {*inspect.signature(model.forward).parameters, *self.label_names, "label", "label_ids"}
+
+    def _collate(self) -> Collate:
+        collate = self.data_collator
+        takes_anything = any(
+            one.kind is one.VAR_KEYWORD for one in inspect.signature(self.model.forward).parameters.values()
+        )
+        if self.args.remove_unused_columns and not takes_anything:
+            collate = KeepColumns(collate, self._columns())
+        return Collate(collate)
+
+    def _loader(self, dataset: Any, batch_size: int, *, order: Any, start: int, epoch: int, drop_last: bool) -> Any:
+        """Batches of this process: in `order` for map-style data, as they come for a stream."""
+        rank, world = self.accelerator.process_index, self._world
+        batches = share = None
+        if order is not None:
+            batches = EpochBatches(order, batch_size, rank, world, drop_last, start)
+        else:
+            if hasattr(dataset, "set_epoch"):
+                dataset.set_epoch(epoch)
+            share = ProcessShare(dataset, batch_size, rank, world, start)
+        return make_loader(
+            dataset,
+            self._collate(),
+            batches=batches,
+            share=share,
+            seed=self._data_seed,
+            epoch=epoch,
+            workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+        )
+
+    @property
+    def _data_seed(self) -> int:
+        return self.args.seed if self.args.data_seed is None else self.args.data_seed
+
+    def _train_loader(self, epoch: int, start: int) -> Any:
+        dataset, order = self.train_dataset, None
+        if has_length(dataset):
+            strategy, lengths = self.args.train_sampling_strategy, None
+            if strategy == "group_by_length":
+                lengths = sample_lengths(dataset, self.args.length_column_name)
+            size = self._batch_size * self._world
+            order = epoch_order(len(dataset), self._data_seed, epoch, strategy, lengths, size)
+        return self._loader(
+            dataset, self._batch_size, order=order, start=start, epoch=epoch, drop_last=self.args.dataloader_drop_last
+        )
+
+    def get_train_dataloader(self) -> Any:
+        """The loader of the first epoch; items are `Batch`es."""
+        if self.train_dataset is None:
+            raise ConfigError("Trainer.train needs a train_dataset.")
+        return self._train_loader(0, 0)
+
+    def _on_device(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.to(self.accelerator.device, non_blocking=True)
+        if isinstance(value, Mapping):
+            return {name: self._on_device(part) for name, part in value.items()}
+        if isinstance(value, (list, tuple)):
+            return type(value)(self._on_device(part) for part in value)
+        return value
+
+    # ------------------------------------------------------------------ events and logs
+
+    def _event(self, name: str, **more: Any) -> TrainerControl:
+        self.control = self.callback_handler.call(
+            name,
+            self.args,
+            self.state,
+            self.control,
+            model=self.model,
+            processing_class=self.processing_class,
+            optimizer=self.optimizer,
+            lr_scheduler=self.lr_scheduler,
+            **more,
+        )
+        return self.control
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add numbers to the history and give them to callbacks and trackers."""
+        logs.setdefault("epoch", round(self.state.epoch, 4))
+        self.state.log_history.append({**logs, "step": self.state.global_step})
+        self._event("on_log", logs=logs)
+        if self.args.report_to and self.accelerator.trackers:
+            self.accelerator.log(logs, step=self.state.global_step)
+
+    def _gather_objects(self, value: Any) -> list[Any]:
+        """What each process holds, in order."""
+        return gather_object([value]) if self._world > 1 else [value]
+
+    def _reduced(self, value: Tensor, how: str) -> Tensor:
+        """The "sum" or "mean" of a tensor over all processes."""
+        reduced: Tensor = self.accelerator.reduce(value, how) if self._world > 1 else value
+        return reduced
+
+    def _halving_batches(self, run: Callable[[int], Any]) -> Any:
+        """`run(batch_size)`, again with half of it whenever memory runs out."""
+        return find_executable_batch_size(run, starting_batch_size=self._batch_size)()
+
+    # ------------------------------------------------------------------ small doors
+
+    def add_callback(self, callback: TrainerCallback | type[TrainerCallback]) -> None:
+        self.callback_handler.add(callback)
+
+    def pop_callback(self, callback: TrainerCallback | type[TrainerCallback]) -> TrainerCallback | None:
+        return self.callback_handler.pop(callback)
+
+    def remove_callback(self, callback: TrainerCallback | type[TrainerCallback]) -> None:
+        self.callback_handler.pop(callback)
+
+    def is_world_process_zero(self) -> bool:
+        return bool(self.accelerator.is_main_process)
+
+    def is_local_process_zero(self) -> bool:
+        return bool(self.accelerator.is_local_main_process)
+
+    def save_state(self) -> None:
+        """Write trainer_state.json into output_dir."""
+        if self.accelerator.is_main_process:
+            self.state.save_to_json(Path(self.args.output_dir) / "trainer_state.json")
+
+    def log_metrics(self, split: str, metrics: dict[str, float]) -> None:
+        """Show metrics in the log, a line each."""
+        for name in sorted(metrics):
+            logger.info("%s  %s = %s", split, name, metrics[name])
+
+    def save_metrics(self, split: str, metrics: dict[str, float], combined: bool = True) -> None:
+        """Write <split>_results.json, and add it to all_results.json."""
+        if not self.accelerator.is_main_process:
+            return
+        folder = Path(self.args.output_dir)
+        write_json(folder / f"{split}_results.json", metrics)
+        if combined:
+            path = folder / "all_results.json"
+            write_json(path, {**(read_json(path) if path.exists() else {}), **metrics})
+
+
+def set_seed(seed: int) -> None:
+    """Seed the generators of Python, numpy and torch."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)

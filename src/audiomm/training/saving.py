@@ -1,0 +1,215 @@
+"""The Trainer's checkpoints: what is saved when, and how a run goes on from them."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..base.weights import save_weights
+from .callbacks import TrainerState
+from .checkpoint import (
+    ResumeError,
+    load_nested,
+    load_optimizer_state,
+    new_checkpoint,
+    optimizer_state,
+    random_states,
+    rotate,
+    save_nested,
+    weights_in,
+    whole,
+)
+from .data import has_length
+from .foundation import Foundation
+
+logger = logging.getLogger("audiomm.training")
+
+
+class Saving(Foundation):
+    """Checkpoints, the best of them, and uploads."""
+
+    def _checkpoint_path(self) -> Path:
+        return Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+
+    def _facts(self) -> dict[str, Any]:
+        """What decides which sample is learnt when."""
+        count = len(self.train_dataset) if has_length(self.train_dataset) else None
+        return {
+            "samples": count,
+            "samples_per_step": self._samples_per_step,
+            "seed": self._data_seed,
+            "train_sampling_strategy": self.args.train_sampling_strategy,
+        }
+
+    def _names(self) -> dict[int, str]:
+        model = self.accelerator.unwrap_model(self.model_wrapped)
+        return {id(value): name for name, value in model.named_parameters()}
+
+    def _save_checkpoint(self) -> None:
+        """A checkpoint of this moment; unless it stands already."""
+        path, main = self._checkpoint_path(), self.accelerator.is_main_process
+        for callback in self.callback_handler.callbacks:
+            if hasattr(callback, "state") and hasattr(callback, "load_state"):
+                self.state.stateful_callbacks[type(callback).__name__] = callback.state()
+        with new_checkpoint(self.args.output_dir, self.state.global_step, main) as folder:
+            self._save_model(folder)
+            if not self.args.save_only_model:
+                optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+                state = {
+                    "optimizer": optimizer_state(optimizer, self._names()),
+                    "schedule": self.lr_scheduler.state_dict()["last_epoch"],
+                    "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
+                    "place": {**self._place, "logged_step": self._logged_step},
+                    "loss_sum": self._loss_sum.cpu(),
+                    "total_loss": self._total_loss,
+                    "facts": self._fingerprint,
+                }
+                save_nested(folder, f"random-{self.accelerator.process_index}", random_states())
+                if main:
+                    save_nested(folder, "training", state)
+            if main:
+                self.state.save_to_json(folder / "trainer_state.json")
+                (folder / "training_args.json").write_text(self.args.to_json_string() + "\n", encoding="utf-8")
+            self.accelerator.wait_for_everyone()
+        self.accelerator.wait_for_everyone()
+        if main:
+            rotate(self.args.output_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
+        logger.info("saved %s", path)
+        self._event("on_save")
+        if self.args.push_to_hub and self.args.hub_strategy == "every_save":
+            self.push_to_hub(commit_message=f"Training in progress, step {self.state.global_step}")
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the model and `processing_class` to a folder that `from_pretrained` reads."""
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._save_model(folder)
+        self.accelerator.wait_for_everyone()
+
+    def _save_model(self, folder: Path) -> None:
+        model = self.accelerator.unwrap_model(self.model_wrapped)
+        model = getattr(model, "_orig_mod", model)
+        weights = {name: whole(value) for name, value in model.state_dict().items()}  # all processes together
+        if not self.accelerator.is_main_process:
+            return
+        if hasattr(model, "save_pretrained"):
+            model.save_pretrained(folder, state_dict=weights)
+        else:
+            save_weights(_untied(weights), folder)
+        if hasattr(self.processing_class, "save_pretrained"):
+            self.processing_class.save_pretrained(folder)
+
+    def push_to_hub(self, commit_message: str = "End of training", **kwargs: Any) -> Any:
+        """Upload the model to the hub under hub_model_id (the name of output_dir unless given)."""
+        if not self.accelerator.is_main_process:
+            return None
+        self._event("on_push_begin")
+        self.save_model()
+        return self.model.push_to_hub(
+            self.args.hub_model_id or Path(self.args.output_dir).name,
+            folder=self.args.output_dir,
+            commit_message=commit_message,
+            token=self.args.hub_token,
+            private=self.args.hub_private_repo,
+            **kwargs,
+        )
+
+    # ------------------------------------------------------------------ going on
+
+    def _load_weights(self, folder: Path) -> None:
+        """Put a checkpoint's weights into the model.
+
+        Raises:
+            ResumeError: They are those of another model.
+        """
+        model = self.accelerator.unwrap_model(self.model_wrapped)
+        weights = weights_in(folder)
+        if any(hasattr(value, "device_mesh") for value in model.parameters()):
+            from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+            set_model_state_dict(model, dict(weights), options=StateDictOptions(full_state_dict=True, strict=False))
+            return
+        tied = model.active_ties() if hasattr(model, "active_ties") else {}
+        report = model.load_state_dict(weights, strict=False)
+        missing = [name for name in report.missing_keys if name not in tied and not _is_alias(model, name, weights)]
+        if missing or report.unexpected_keys:
+            name = (missing or report.unexpected_keys)[0]
+            raise ResumeError(
+                f"{folder} holds another model: {len(missing)} weights are missing and {len(report.unexpected_keys)} "
+                f"are not known, like {name}."
+            )
+        if hasattr(model, "tie_weights"):
+            model.tie_weights()
+
+    def _restore(self, folder: Path, allow_change: tuple[str, ...]) -> dict[str, int]:
+        """Put optimizer, schedule, random states and place into what a checkpoint holds; returns the place."""
+        if not (folder / "training.json").exists():
+            raise ResumeError(f"{folder} was saved with save_only_model=True: it holds no optimizer to go on with.")
+        saved = load_nested(folder, "training")
+        facts = self._facts()
+        for name, old in saved["facts"].items():
+            if facts[name] != old and name not in allow_change:
+                raise ResumeError(
+                    f"{name} is {facts[name]!r} now and was {old!r} when {folder.name} was made, so samples would be "
+                    f"left out or learnt twice. Set it back, or pass allow_change=({name!r},) to go on all the same."
+                )
+        callbacks = self.callback_handler.callbacks
+        self.state = TrainerState.load_from_json(folder / "trainer_state.json")
+        self.state.is_local_process_zero = self.accelerator.is_local_main_process
+        self.state.is_world_process_zero = self.accelerator.is_main_process
+        if self.args.restore_callback_states_from_checkpoint:
+            for callback in callbacks:
+                state = self.state.stateful_callbacks.get(type(callback).__name__)
+                if state is not None:
+                    callback.load_state(state)  # type: ignore[attr-defined]
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        load_optimizer_state(optimizer, self._names(), saved["optimizer"])
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", self.args.learning_rate)
+        rates = [group["lr"] for group in optimizer.param_groups]
+        self.lr_scheduler.last_epoch = saved["schedule"]
+        self.lr_scheduler._last_lr = rates
+        if saved["scaler"] is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(saved["scaler"])
+        self._loss_sum.copy_(saved["loss_sum"])
+        self._total_loss = saved["total_loss"]
+        mine = f"random-{self.accelerator.process_index}"
+        if (folder / f"{mine}.json").exists():
+            self._random_states = load_nested(folder, mine)
+        else:
+            logger.warning("%s holds no random states of process %s.", folder, self.accelerator.process_index)
+        place: dict[str, int] = saved["place"]
+        if self.args.ignore_data_skip:
+            place["batches"] = 0
+        return place
+
+    def _finish_best(self) -> None:
+        """Load the best checkpoint, if the arguments ask for it."""
+        best = self.state.best_model_checkpoint
+        if not self.args.load_best_model_at_end or best is None:
+            return
+        if not Path(best).is_dir():
+            logger.warning("the best checkpoint %s was not saved; the last weights stay.", best)
+            return
+        logger.info("loading the best checkpoint, %s (%s)", best, self.state.best_metric)
+        self._load_weights(Path(best))
+
+
+def _untied(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights without those that share their memory with an earlier one."""
+    seen: set[int] = set()
+    kept = {}
+    for name, value in weights.items():
+        if value.data_ptr() not in seen or value.numel() == 0:
+            kept[name] = value
+        seen.add(value.data_ptr())
+    return kept
+
+
+def _is_alias(model: nn.Module, name: str, weights: dict[str, Tensor]) -> bool:
+    """True for a weight that shares its memory with one that is there."""
+    state = model.state_dict()
+    return any(other in weights and state[other].data_ptr() == state[name].data_ptr() for other in state)

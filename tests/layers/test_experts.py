@@ -1,0 +1,105 @@
+"""Every road through the experts gives what the plain loop gives, for any routing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from audiomm.layers import experts as module
+from audiomm.layers.experts import Experts, Router
+
+COUNT, WIDTH, INNER, ACTIVE = 6, 16, 8, 2
+
+
+@pytest.fixture(scope="module")
+def experts():
+    torch.manual_seed(0)
+    block = Experts(COUNT, WIDTH, INNER)
+    with torch.no_grad():
+        block.gate_up_proj.normal_(std=0.5)
+        block.down_proj.normal_(std=0.5)
+    return block
+
+
+def routing(kind: str, tokens: int):
+    generator = torch.Generator().manual_seed(tokens)
+    if kind == "random":
+        chosen = torch.stack([torch.randperm(COUNT, generator=generator)[:ACTIVE] for _ in range(tokens)])
+    elif kind == "some empty":
+        chosen = torch.stack([torch.tensor([4, 1])[torch.randperm(2, generator=generator)] for _ in range(tokens)])
+    else:
+        chosen = torch.tensor([[5, 0]]).expand(tokens, 2)
+    return torch.rand(tokens, ACTIVE, generator=generator), chosen
+
+
+@pytest.mark.parametrize("kind", ["random", "some empty", "all to one pair"])
+@pytest.mark.parametrize("tokens", [1, 4, 5, 37])
+def test_grouped_and_gathered_products_equal_the_loop(experts, kind, tokens):
+    weights, chosen = routing(kind, tokens)
+    hidden = torch.randn(tokens, WIDTH)
+    wanted = experts.looped(hidden, weights, chosen)
+    assert wanted.abs().max() > 0.1
+    for road in (experts.forward, experts._gathered, experts._grouped):
+        assert torch.allclose(road(hidden, weights, chosen), wanted, atol=1e-5)
+
+
+def test_low_precision_stays_close(experts):
+    weights, chosen = routing("random", 33)
+    hidden = torch.randn(33, WIDTH)
+    wanted = experts.looped(hidden, weights, chosen)
+    low = Experts(COUNT, WIDTH, INNER).to(torch.bfloat16)
+    low.load_state_dict(experts.state_dict())
+    found = low(hidden.bfloat16(), weights, chosen)
+    assert found.dtype == torch.bfloat16
+    assert (found.float() - wanted).abs().max() < 0.03 * wanted.abs().max()
+
+
+def test_gradients_equal_those_of_the_loop(experts):
+    weights, chosen = routing("random", 20)
+    hidden = torch.randn(20, WIDTH)
+    grads = []
+    for road in (experts.forward, experts.looped):
+        experts.zero_grad()
+        road(hidden, weights, chosen).square().mean().backward()
+        grads.append([parameter.grad.clone() for parameter in experts.parameters()])
+    for found, wanted in zip(*grads):
+        assert torch.allclose(found, wanted, atol=1e-5)
+
+
+def test_without_grouped_products_the_loop_serves(experts, monkeypatch):
+    weights, chosen = routing("random", 9)
+    hidden = torch.randn(9, WIDTH)
+    wanted = experts(hidden, weights, chosen)
+    monkeypatch.delattr(module.functional, "grouped_mm")
+    assert torch.allclose(experts(hidden, weights, chosen), wanted, atol=1e-5)
+
+
+def test_nothing_on_the_fast_roads_waits_for_the_device(experts, monkeypatch):
+    def forbidden(*args, **kwargs):
+        raise AssertionError("the host was asked to wait")
+
+    for name in ("nonzero", "item", "tolist", "__bool__", "__int__"):
+        monkeypatch.setattr(torch.Tensor, name, forbidden)
+    for tokens in (1, 9):
+        weights, chosen = torch.rand(tokens, ACTIVE), torch.arange(tokens * ACTIVE).view(tokens, ACTIVE) % COUNT
+        experts(torch.randn(tokens, WIDTH), weights, chosen)
+
+
+def test_a_router_weighs_the_best_experts_by_their_share_and_scale():
+    torch.manual_seed(1)
+    router = Router(WIDTH, COUNT, ACTIVE, 1e-6)
+    with torch.no_grad():
+        router.proj.weight.normal_()
+        router.scale.uniform_(0.5, 2)
+        router.per_expert_scale.uniform_(0.5, 2)
+    hidden = torch.randn(7, WIDTH)
+    probabilities, weights, chosen = router(hidden)
+    normed = hidden / (hidden.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    scores = (normed * router.scale * WIDTH**-0.5) @ router.proj.weight.T
+    assert torch.allclose(probabilities, scores.softmax(-1), atol=1e-6)
+    for row in range(7):
+        best = probabilities[row].argsort(descending=True)[:ACTIVE]
+        assert chosen[row].tolist() == best.tolist()
+        share = probabilities[row, best] / probabilities[row, best].sum()
+        assert torch.allclose(weights[row], share * router.per_expert_scale[best], atol=1e-6)
+    assert router.to(torch.bfloat16)(hidden.bfloat16())[0].dtype == torch.float32
