@@ -49,7 +49,6 @@ def expected(data, padding, window, blocks=None):
     mask = late & (places[:, None, :] >= 0)
     if window is not None:
         mask = mask & (places[:, :, None] - places[:, None, :] < window)
-    mask = mask | (places[:, :, None] < 0)
     return attend_eager(queries, keys, values, mask[:, None], scale=0.5)[0]
 
 

@@ -12,7 +12,7 @@ from audiomm.layers.masks import CAUSAL, attention_mask, block_ends, layer_masks
 def definition(queries, keys, window, ends=None):
     ends = queries if ends is None else ends
     rows = [
-        [[0 <= k <= e and (window is None or q - k < window) or q < 0 for k in key] for q, e in zip(query, end)]
+        [[0 <= k <= e and (window is None or q - k < window) for k in key] for q, e in zip(query, end)]
         for query, key, end in zip(queries, keys, ends)
     ]
     return torch.tensor(rows)[:, None]

@@ -103,6 +103,7 @@ def test_english_tokens_are_those_of_openai(openai: Any, assets: Path, tmp_path:
     theirs = openai.tokenizer.get_tokenizer(False)
     dims = openai.model.ModelDimensions(8, 50, 64, 2, 1, 51864, 40, 64, 2, 1)
     model = openai.model.Whisper(dims)
+    torch.nn.init.normal_(model.decoder.positional_embedding)
     torch.save({"dims": dims.__dict__, "model_state_dict": model.state_dict()}, tmp_path / "x.en.pt")
     folder = convert(tmp_path / "x.en.pt", tmp_path / "out", tokenizer=assets / "gpt2.tiktoken")
     tokenizer = WhisperTokenizer.from_pretrained(folder)
@@ -140,7 +141,7 @@ def test_alignment_heads_are_those_openai_lists(openai: Any) -> None:
     assert checked >= 12
 
 
-@pytest.mark.parametrize("quantization", [None, "float16", "bfloat16", "int8", "int16", "int8_float16"])
+@pytest.mark.parametrize("quantization", [None, "bfloat16", "int8", "int16"])
 def test_folders_that_ctranslate2_wrote(
     quantization: str | None, folder: Path, tmp_path: Path, inputs: dict[str, torch.Tensor], reference: Any
 ) -> None:
@@ -150,8 +151,8 @@ def test_folders_that_ctranslate2_wrote(
         converters.TransformersConverter(str(folder)).convert(str(tmp_path / "ct2"), quantization=quantization)
         model = reference.WhisperForConditionalGeneration.from_pretrained(folder).eval()
     again = WhisperForConditionalGeneration.from_pretrained(convert(tmp_path / "ct2", tmp_path / "out"), dtype="float32")
-    # Rounding to the type: exact, 11 and 8 bits, 8 bits and 10 bits of a row's or matrix's largest number.
-    error = {None: 0.0, "float16": 2e-3, "bfloat16": 1.6e-2, "int8": 1.6e-2, "int16": 1e-2, "int8_float16": 1.6e-2}
+    # Rounding to the type: exact, then 8, 8 and 10 bits of the largest number of a row or matrix.
+    error = {None: 0.0, "bfloat16": 1 / 256, "int8": 1 / 254, "int16": 1 / 1024}
     state = again.state_dict()
     for name, tensor in model.state_dict().items():
         assert (state[name] - tensor).abs().max() <= error[quantization] * tensor.abs().max(), name

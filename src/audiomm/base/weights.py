@@ -74,7 +74,7 @@ def find_checkpoint(source: Source, variant: str | None = None) -> Checkpoint:
     if pickled:
         raise UnsafeCheckpointError(
             f"{str(source.name)!r} holds only {', '.join(pickled)}, which cannot be read without the risk of running "
-            f"code from the file. Ask for {weights}, or convert it in a place you trust and save it as safetensors."
+            f"code from the file. Ask for {weights}, or run `audiomm convert {source.name} OUTPUT`, which reads numbers only."
         )
     raise CheckpointNotFoundError(f"{str(source.name)!r} holds neither {weights} nor {index}: there are no weights.")
 
@@ -187,11 +187,7 @@ def save_weights(
     stem = base.removesuffix(".safetensors")
     names = [base] if count == 1 else [f"{stem}-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
     for name, shard in zip(names, shards, strict=True):
-        with atomic_write(folder / name) as temporary:
-            try:
-                save_file(shard, temporary, metadata={"format": "pt"})
-            except SafetensorError as error:
-                raise SaveError(f"{folder / name} could not be written: {error}") from error
+        save_tensors(shard, folder / name)
     index = folder / _with_variant(INDEX_NAME, variant)
     if count == 1:
         index.unlink(missing_ok=True)
@@ -202,6 +198,23 @@ def save_weights(
         if old.name not in names:
             old.unlink(missing_ok=True)
     return names
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write one safetensors file, atomically.
+
+    Raises:
+        SaveError: The disk is full or the place cannot be written; what stood there stays whole.
+    """
+    with atomic_write(path) as temporary:
+        try:
+            save_file(
+                {name: tensor.detach().contiguous() for name, tensor in tensors.items()},
+                temporary,
+                metadata={"format": "pt"},
+            )
+        except SafetensorError as error:
+            raise SaveError(f"{path} could not be written: {error}") from error
 
 
 def parse_size(size: int | str) -> int:

@@ -8,21 +8,20 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..base.errors import InputError, MissingExtra, SaveError
 from ..base.hub import make_folder
-from ..base.languages import language_code
 from ..base.transcript import Transcript
 from ..media.speech import SpeechFinder
-from ..pipelines import get_writer, pipeline
-from ..pipelines.base import batched, resolve_device, resolve_dtype
+from ..models.whisper.words import APPEND_PUNCTUATIONS, PREPEND_PUNCTUATIONS
+from ..pipelines import get_writer
+from ..pipelines.base import batched
 from ..pipelines.clips import clip_times
 from ..pipelines.writers import SubtitleOptions, Writer, format_timestamp, output_names
+from .models import check_model, language_and_task, load, printed
 
 logger = logging.getLogger("audiomm.cli")
 
@@ -34,11 +33,13 @@ _GENERATE_FLAGS = (
     "logprob_threshold",
     "no_speech_threshold",
     "condition_on_previous_text",
-    "length_penalty",
+    "hallucination_silence_threshold",
     "max_new_tokens",
 )
 #: Flags that the pipeline takes under the same name, when they say something.
 _PIPELINE_FLAGS = ("initial_prompt", "carry_initial_prompt", "hotwords", "clip_timestamps", "vad_filter")
+#: Flags that say something about words.
+_WORD_FLAGS = ("prepend_punctuations", "append_punctuations", "hallucination_silence_threshold")
 #: Flags that go into `vad_parameters`, without "vad_".
 _SPEECH_FLAGS = ("vad_detector", "vad_threshold", "vad_min_silence_duration_ms", "vad_speech_pad_ms")
 
@@ -50,26 +51,22 @@ def run(arguments: argparse.Namespace) -> int:
         0 when all were, 1 when one was not.
     """
     options = _checked(arguments)
-    names = output_names(arguments.audio)
+    names = output_names(["stdin" if path == "-" else path for path in arguments.audio])
     writer = _writer(arguments)
-    if arguments.threads is not None:
-        torch.set_num_threads(arguments.threads)
-    pipe = pipeline(
-        "automatic-speech-recognition",
-        model=arguments.model,
-        revision=arguments.revision,
-        device=arguments.device,
-        dtype=arguments.dtype,
-    )
+    pipe = load(arguments)
+    piped = sys.stdin.buffer.read() if "-" in arguments.audio else b""
     call = {
         "return_timestamps": "word" if arguments.word_timestamps else True,
-        "generate_kwargs": _generate_kwargs(arguments, pipe.model),
+        "generate_kwargs": _generate_kwargs(arguments, pipe),
         "allow_urls": True,
         **_pipeline_kwargs(arguments),
     }
+    if len(arguments.audio) == 1 and arguments.batch_size > 1:
+        call["batch_size"] = arguments.batch_size
     failed = 0
     for batch in batched(iter(zip(arguments.audio, names, strict=True)), arguments.batch_size):
-        for (path, name), result in zip(batch, _transcribe(pipe, [path for path, _ in batch], call), strict=True):
+        sources = [piped if path == "-" else path for path, _ in batch]
+        for (path, name), result in zip(batch, _transcribe(pipe, sources, call), strict=True):
             error: Exception | None
             if isinstance(result, Transcript):
                 error = _deliver(result, path, name, writer, options, arguments)
@@ -99,12 +96,9 @@ def _checked(arguments: argparse.Namespace) -> SubtitleOptions:
         arguments.usage_error(
             "--highlight_words, --max_line_width, --max_line_count and --max_words_per_line need --word_timestamps True"
         )
+    check_model(arguments)
+    _check_decoding(arguments)
     try:
-        resolve_device(arguments.device)
-        if arguments.dtype is not None:
-            resolve_dtype(arguments.dtype)
-        if arguments.language is not None:
-            arguments.language = language_code(arguments.language)
         SpeechFinder.from_parameters(_speech_parameters(arguments))
         parts = clip_times(arguments.clip_timestamps)
     except (InputError, MissingExtra) as error:
@@ -138,21 +132,63 @@ def _writer(arguments: argparse.Namespace) -> Writer | None:
     return get_writer(arguments.output_format or "all", make_folder(arguments.output_dir or "."))
 
 
-def _generate_kwargs(arguments: argparse.Namespace, model: Any) -> dict[str, Any]:
+def _check_decoding(arguments: argparse.Namespace) -> None:
+    """Check flags that do not go together; ends with exit code 2 when they do not."""
+    words = [name for name in _WORD_FLAGS if getattr(arguments, name) is not None]
+    if words and not arguments.word_timestamps:
+        arguments.usage_error(f"--{words[0]} needs --word_timestamps True")
+    if arguments.batch_size > 1 and len(arguments.audio) == 1 and arguments.condition_on_previous_text:
+        arguments.usage_error(
+            "--condition_on_previous_text True goes window by window, and --batch_size for one file hears windows side "
+            "by side; pass one of them"
+        )
+    for name in ("patience", "length_penalty"):
+        if getattr(arguments, name) is not None and arguments.beam_size == 1:
+            arguments.usage_error(f"--{name} is for a search; pass a --beam_size above 1")
+    if arguments.length_penalty is not None and not 0 <= arguments.length_penalty <= 1:
+        arguments.usage_error(f"--length_penalty {arguments.length_penalty:g}: accepted are 0 to 1")
+    try:
+        arguments.suppress_tokens = [int(entry) for entry in arguments.suppress_tokens.split(",") if entry.strip()]
+    except ValueError:
+        arguments.usage_error(f"--suppress_tokens {arguments.suppress_tokens}: token ids with commas between")
+    if arguments.audio.count("-") > 1 or ("-" in arguments.audio and sys.stdin.isatty()):
+        arguments.usage_error("- reads audio once from a pipe, like: ffmpeg ... -f wav - | audiomm transcribe -")
+
+
+def _generate_kwargs(arguments: argparse.Namespace, pipe: Any) -> dict[str, Any]:
     """Arguments of `generate`: those of the flags that say something."""
     kwargs = {_GENERATE_NAMES.get(name, name): getattr(arguments, name) for name in _GENERATE_FLAGS}
     kwargs["temperature"] = _temperatures(arguments.temperature, arguments.temperature_increment_on_fallback)
-    if _is_multilingual(model):
-        kwargs.update(language=arguments.language, task=arguments.task)
-    else:
-        if arguments.language not in (None, "en"):
-            print(
-                f"audiomm: {arguments.model} knows English only; --language {arguments.language} is taken as en",
-                file=sys.stderr,
-            )
-        if arguments.task != "transcribe":
-            arguments.usage_error(f"--task {arguments.task}: {arguments.model} knows English only and cannot translate")
+    if isinstance(kwargs["temperature"], tuple) or kwargs["temperature"] > 0:
+        kwargs["best_of"] = arguments.best_of
+    if arguments.compression_ratio_threshold is not None:
+        # OpenAI's threshold is about text, not about the bytes of token ids.
+        kwargs["text_of"] = _text_of(pipe.tokenizer)
+    if arguments.patience is not None or arguments.length_penalty is not None:
+        kwargs["patience"] = arguments.patience or 1.0
+        kwargs["google_length_penalty"] = arguments.length_penalty
+    if arguments.suppress_tokens != [-1]:
+        own = getattr(pipe.model.generation_config, "suppress_tokens", None) if -1 in arguments.suppress_tokens else ()
+        kwargs["suppress_tokens"] = sorted({*(own or ()), *arguments.suppress_tokens} - {-1})
+    marks = (arguments.prepend_punctuations, arguments.append_punctuations)
+    if marks != (None, None):
+        defaults = (PREPEND_PUNCTUATIONS, APPEND_PUNCTUATIONS)
+        kwargs["punctuation"] = tuple(
+            default if given is None else given for given, default in zip(marks, defaults, strict=True)
+        )
+    kwargs.update(language_and_task(arguments, pipe.model))
     return {name: value for name, value in kwargs.items() if value is not None}
+
+
+def _text_of(tokenizer: Any) -> Callable[[list[int]], str]:
+    """Text of tokens, without times."""
+
+    def text(tokens: list[int]) -> str:
+        decoded: str = tokenizer.decode([token for token in tokens if token < begin], skip_special_tokens=True)
+        return decoded
+
+    begin = tokenizer.timestamp_begin
+    return text
 
 
 def _temperatures(first: float, step: float | None) -> float | tuple[float, ...]:
@@ -163,23 +199,18 @@ def _temperatures(first: float, step: float | None) -> float | tuple[float, ...]
     return tuple(round(first + index * step, 6) for index in range(max(count, 1)))
 
 
-def _is_multilingual(model: Any) -> bool:
-    declared = getattr(model.generation_config, "is_multilingual", None)
-    return bool(model.config.vocab_size >= 51865 if declared is None else declared)
-
-
-def _transcribe(pipe: Any, paths: list[str], call: dict[str, Any]) -> Iterator[Transcript | Exception]:
-    """A transcript for each path, or the error that kept it from being one."""
-    if len(paths) > 1:
+def _transcribe(pipe: Any, sources: list[str | bytes], call: dict[str, Any]) -> Iterator[Transcript | Exception]:
+    """A transcript for each path or file content, or the error that kept it from being one."""
+    if len(sources) > 1:
         try:
-            yield from pipe.transcribe(paths, batch_size=len(paths), **call)
+            yield from pipe.transcribe(sources, batch_size=len(sources), **call)
             return
         except Exception as error:
             # One bad file must not take the others along: go through them one by one.
-            logger.debug("a batch of %d files failed", len(paths), exc_info=error)
-    for path in paths:
+            logger.debug("a batch of %d files failed", len(sources), exc_info=error)
+    for source in sources:
         try:
-            transcript: Transcript | Exception = pipe.transcribe(path, **call)
+            transcript: Transcript | Exception = pipe.transcribe(source, **call)
         except Exception as error:
             transcript = error
         yield transcript
@@ -198,15 +229,15 @@ def _deliver(
         print(f"audiomm: {path}: no speech found", file=sys.stderr)
     if writer is None or arguments.verbose:
         if len(arguments.audio) > 1:
-            _print(f"{path}:")
+            printed(f"{path}:")
         for segment in transcript.segments:
             start, end = format_timestamp(segment.start), format_timestamp(segment.end)
-            _print(f"[{start} --> {end}] {segment.text.strip()}")
+            printed(f"[{start} --> {end}] {segment.text.strip()}")
     if writer is None:
         return None
     try:
         for written in writer.write(transcript, name, options):
-            _print(str(written))
+            printed(str(written))
     except SaveError as error:
         return error
     return None
@@ -216,9 +247,3 @@ def _told(error: Exception, path: str) -> str:
     """An error in words, without the path that stands before it already."""
     text = str(error) or type(error).__name__
     return text.removeprefix(f"{path}: ")
-
-
-def _print(text: str) -> None:
-    """Print, with a ? for what the terminal cannot show."""
-    encoding = sys.stdout.encoding or "utf-8"
-    print(text.encode(encoding, errors="replace").decode(encoding), flush=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..base.errors import AudioLayoutError, EmptyAudioError, InputError
-from .usm import UsmFeatureExtractor
+from .usm_frames import UsmFeatureExtractor
 
 
 class FrameStream:

@@ -69,6 +69,17 @@ def flat_images(images: Any) -> list[Any]:
     return [images]
 
 
+def check_data_format(data_format: Any) -> None:
+    """Refuse another order of axes than the models'.
+
+    Raises:
+        InputError: It is another one.
+    """
+    wanted = getattr(data_format, "value", data_format)
+    if wanted not in (None, "channels_first"):
+        raise InputError(f"data_format={wanted!r}: accepted is 'channels_first', which the models read.")
+
+
 class ImageProcessingMixin(FeatureExtractionMixin):
     """What the processors of pictures and of videos share: their settings, resizing, and the scale of the levels.
 
@@ -141,9 +152,7 @@ class ImageProcessingMixin(FeatureExtractionMixin):
         Raises:
             InputError: There are none, or another order of axes than the models' is wanted.
         """
-        wanted = getattr(data_format, "value", data_format)
-        if wanted not in (None, "channels_first"):
-            raise InputError(f"data_format={wanted!r}: accepted is 'channels_first', which the models read.")
+        check_data_format(data_format)
         found = flat_images(images)
         if not found:
             raise InputError("there are no pictures: the list is empty.")
@@ -265,9 +274,14 @@ class PatchProcessingMixin(ImageProcessingMixin):
         self.pooling_kernel_size = pooling_kernel_size
 
     @property
+    def patch_side(self) -> int:
+        """Pixels a side of what the model takes as one patch."""
+        return self.patch_size
+
+    @property
     def max_patches(self) -> int:
         """Patches that every picture is padded to."""
-        return self.max_soft_tokens * self.pooling_kernel_size**2
+        return self.max_soft_tokens * (self.patch_size * self.pooling_kernel_size // self.patch_side) ** 2
 
     def fitted(self, pixels: Tensor) -> Tensor:
         """(..., 3, h, w) at the size the budget allows, both sides multiples of patch and pooling.
@@ -297,10 +311,10 @@ class PatchProcessingMixin(ImageProcessingMixin):
             numbers: (pictures, 3, height, width).
 
         Returns:
-            Patches (pictures, max_patches, patch_size * patch_size * 3), each row by row with the colours innermost,
+            Patches (pictures, max_patches, patch_side * patch_side * 3), each row by row with the colours innermost,
             zeros for padding; and their places (pictures, max_patches, 2) int64 as (x, y), -1 for padding.
         """
-        side = self.patch_size
+        side = self.patch_side
         count, channels, height, width = numbers.shape
         rows, columns = height // side, width // side
         grid = numbers.reshape(count, channels, rows, side, columns, side).permute(0, 2, 4, 3, 5, 1)
@@ -383,6 +397,19 @@ class Gemma4ImageProcessor(PatchProcessingMixin):
         return BatchFeature(features, return_tensors)
 
     preprocess = __call__
+
+
+class UnifiedPatches(PatchProcessingMixin):
+    """Patches as large as a soft token, 48 x 48 pixels as published: the 12B pools nothing."""
+
+    @property
+    def patch_side(self) -> int:
+        """Pixels a side of what the model takes as one patch."""
+        return self.patch_size * self.pooling_kernel_size
+
+
+class Gemma4UnifiedImageProcessor(UnifiedPatches, Gemma4ImageProcessor):
+    """Pictures for the 12B, which reads squares of pixels as large as a soft token."""
 
 
 def _three(name: str, values: Any) -> list[float]:

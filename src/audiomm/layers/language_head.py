@@ -49,8 +49,8 @@ def shifted_loss(
         return None
     if logits.shape[:2] != labels.shape:
         raise ShapeError(
-            f"labels are of shape {tuple(labels.shape)} and the scores of shape {tuple(logits.shape)}: with labels, score "
-            "all positions (logits_to_keep=0) and pass one label for each token."
+            f"labels are of shape {tuple(labels.shape)} and the scores of shape {tuple(logits.shape)}: with labels, "
+            "score all positions (logits_to_keep=0) and pass one label for each token."
         )
     return label_loss(logits, following_labels(labels), num_items_in_batch)
 

@@ -74,8 +74,8 @@ def refuse_empty_places(places: Tensor, *, kind: str, argument: str) -> None:
     row = next((row for row, count in enumerate(counts) if count), None)
     if row is not None:
         raise PlaceholderError(
-            f"row {row} of the batch holds {counts[row]} {kind} places, but {argument} was not passed: pass it, or take "
-            "the marks out of the text."
+            f"row {row} of the batch holds {counts[row]} {kind} places, but {argument} was not passed: pass it, or "
+            "take the marks out of the text."
         )
 
 

@@ -91,7 +91,7 @@ class PerLayerInputs(nn.Module):
 
         `inputs_embeds` is accepted for the sake of calls written for transformers; ids are needed all the same.
         """
-        return self.embed_tokens_per_layer(input_ids, self.per_layer_model_projection.weight.dtype)  # type: ignore[no-any-return]
+        return self.embed_tokens_per_layer(input_ids, self.per_layer_model_projection.weight.dtype)
 
     def project_per_layer_inputs(self, inputs_embeds: Tensor, per_layer_inputs: Tensor | None = None) -> Tensor:
         """What the layers read: the token part, where it is given, joined with the projection of the embeddings.
@@ -110,14 +110,14 @@ class PerLayerInputs(nn.Module):
         projected = self.per_layer_model_projection(inputs_embeds) * self._projection_scale
         projected = self.per_layer_projection_norm(projected.unflatten(-1, (table.layers, table.width)))
         if per_layer_inputs is None:
-            return projected  # type: ignore[no-any-return]
+            return projected
         tokens = per_layer_inputs[..., : table.layers, :]
         if tokens.shape != projected.shape:
             raise ShapeError(
                 f"per_layer_inputs is of shape {tuple(per_layer_inputs.shape)}; {tuple(projected.shape)} (rows, "
                 "tokens, layers, width) is needed: take it from get_per_layer_inputs(input_ids)."
             )
-        return (projected + tokens.to(projected)) * self._half[projected.dtype]  # type: ignore[no-any-return]
+        return (projected + tokens.to(projected)) * self._half[projected.dtype]
 
 
 def find_token_ids(inputs_embeds: Tensor, table: ScaledEmbedding) -> Tensor:

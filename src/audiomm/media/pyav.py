@@ -13,7 +13,7 @@ import numpy as np
 from ..base.errors import AudioDecodeError, MissingExtra
 
 
-def _av(kind: str) -> Any:
+def import_av(kind: str) -> Any:
     """The PyAV module.
 
     Raises:
@@ -33,7 +33,7 @@ def blocks_of_video(name: str, source: Path | bytes, kind: str) -> Iterator[tupl
         MissingExtra: PyAV is not installed.
         AudioDecodeError: It cannot be decoded, or has no audio.
     """
-    av = _av(kind)
+    av = import_av(kind)
     try:
         with av.open(io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source)) as container:
             if not container.streams.audio:
@@ -55,7 +55,7 @@ def seconds_of_video(name: str, source: Path | bytes, kind: str) -> float | None
         MissingExtra: PyAV is not installed.
         AudioDecodeError: It cannot be read, or has no audio.
     """
-    av = _av(kind)
+    av = import_av(kind)
     try:
         with av.open(io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source)) as container:
             if not container.streams.audio:

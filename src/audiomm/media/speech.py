@@ -9,6 +9,7 @@ spans afterwards is the same for all detectors, with the options and defaults of
 from __future__ import annotations
 
 import itertools
+import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -215,7 +216,10 @@ def _silero_model() -> Any:
     """The detector's network, loaded once for all calls."""
     from silero_vad import load_silero_vad
 
-    return load_silero_vad()
+    with warnings.catch_warnings():
+        # Its file is TorchScript, whose loader torch calls deprecated; no user can change that.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return load_silero_vad()
 
 
 class SpeechClock:

@@ -6,6 +6,7 @@ from .checkpoint import ResumeError, get_last_checkpoint
 from .collators import DataCollatorForCausalLM, DataCollatorSpeechSeq2SeqWithPadding, default_data_collator
 from .evaluation import EvalPrediction, PredictionOutput
 from .foundation import set_seed
+from .lora import LoraConfig, add_lora, freeze, load_lora, merge_lora, remove_lora, save_lora, trainable_report
 from .seq2seq import Seq2SeqTrainer
 from .trainer import Trainer
 
@@ -14,6 +15,7 @@ __all__ = [
     "DataCollatorSpeechSeq2SeqWithPadding",
     "EarlyStoppingCallback",
     "EvalPrediction",
+    "LoraConfig",
     "PredictionOutput",
     "ResumeError",
     "Seq2SeqTrainer",
@@ -23,7 +25,14 @@ __all__ = [
     "TrainerControl",
     "TrainerState",
     "TrainingArguments",
+    "add_lora",
     "default_data_collator",
+    "freeze",
     "get_last_checkpoint",
+    "load_lora",
+    "merge_lora",
+    "remove_lora",
+    "save_lora",
     "set_seed",
+    "trainable_report",
 ]

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..base.hub import Source
 from ..base.weights import save_weights
 from .callbacks import TrainerState
 from .checkpoint import (
@@ -24,6 +25,7 @@ from .checkpoint import (
 )
 from .data import has_length
 from .foundation import Foundation
+from .lora import load_lora_weights, lora_config, save_lora
 
 logger = logging.getLogger("audiomm.training")
 
@@ -95,7 +97,9 @@ class Saving(Foundation):
         weights = {name: whole(value) for name, value in model.state_dict().items()}  # all processes together
         if not self.accelerator.is_main_process:
             return
-        if hasattr(model, "save_pretrained"):
+        if lora_config(model) is not None:  # the model itself is what it was before
+            save_lora(model, folder)
+        elif hasattr(model, "save_pretrained"):
             model.save_pretrained(folder, state_dict=weights)
         else:
             save_weights(_untied(weights), folder)
@@ -126,6 +130,9 @@ class Saving(Foundation):
             ResumeError: They are those of another model.
         """
         model = self.accelerator.unwrap_model(self.model_wrapped)
+        if lora_config(model) is not None:
+            load_lora_weights(model, Source(str(folder)))
+            return
         weights = weights_in(folder)
         if any(hasattr(value, "device_mesh") for value in model.parameters()):
             from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict

@@ -130,7 +130,11 @@ class Gemma3nTextAttention(nn.Module):
     def __init__(self, config: Gemma3nTextConfig, layer: int) -> None:
         super().__init__()
         self.config, self.layer = config, layer
-        self.heads, self.kv_heads, self.head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        self.heads, self.kv_heads, self.head_dim = (
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+        )
         width, bias, eps = config.hidden_size, config.attention_bias, config.rms_norm_eps
         self.q_proj = nn.Linear(width, self.heads * self.head_dim, bias=bias)
         self.q_norm = RMSNorm(self.head_dim, eps)

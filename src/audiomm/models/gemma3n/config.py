@@ -7,6 +7,7 @@ arXiv:2411.07501.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from ...base.config import PreTrainedConfig
@@ -16,6 +17,8 @@ SLIDING, FULL = "sliding_attention", "full_attention"
 
 #: Every so many layers one attends to everything.
 _LAYERS_PER_FULL = 5
+#: Stands for a nested configuration that was not given, where None means to go without.
+_FULL = object()
 #: So many layers at the bottom are sparse, in models that have more.
 _SPARSE_LAYERS = 10
 
@@ -145,7 +148,9 @@ class Gemma3nTextConfig(PreTrainedConfig):
                 raise ConfigError(f"intermediate_size holds {size!r}: accepted are whole numbers from 1.")
         for share in self.activation_sparsity_pattern:
             if not isinstance(share, int | float) or not 0.0 <= share < 1.0:
-                raise ConfigError(f"activation_sparsity_pattern holds {share!r}: accepted are numbers from 0 to below 1.")
+                raise ConfigError(
+                    f"activation_sparsity_pattern holds {share!r}: accepted are numbers from 0 to below 1."
+                )
         for kind in self.layer_types:
             if kind not in (SLIDING, FULL):
                 raise ConfigError(f"layer_types holds {kind!r}: accepted are {SLIDING!r} and {FULL!r}.")
@@ -281,6 +286,7 @@ class Gemma3nConfig(PreTrainedConfig):
     """A Gemma 3n that reads text, sees pictures and listens.
 
     Attributes:
+        vision_config, audio_config: None for a model without that tower; default sizes when not given at all.
         audio_soft_tokens_per_image: Places that a clip takes in the prompt (the name is historical).
         vision_soft_tokens_per_image: Places that a picture takes in the prompt.
         boi_token_id, image_token_id, eoi_token_id: Begin, place and end of a picture.
@@ -293,6 +299,7 @@ class Gemma3nConfig(PreTrainedConfig):
         "vision_config": Gemma3nVisionConfig,
         "audio_config": Gemma3nAudioConfig,
     }
+    optional_configs: ClassVar[frozenset[str]] = frozenset({"vision_config", "audio_config"})
 
     text_config: Any = None
     vision_config: Any = None
@@ -309,9 +316,11 @@ class Gemma3nConfig(PreTrainedConfig):
     use_cache: bool = True
 
     def __init__(
-        self, text_config: Any = None, vision_config: Any = None, audio_config: Any = None, **values: Any
+        self, text_config: Any = None, vision_config: Any = _FULL, audio_config: Any = _FULL, **values: Any
     ) -> None:
-        super().__init__(text_config=text_config, vision_config=vision_config, audio_config=audio_config, **values)
+        for name, part in (("vision_config", vision_config), ("audio_config", audio_config)):
+            values[name] = {} if part is _FULL else part
+        super().__init__(text_config=text_config, **values)
 
     def validate(self) -> None:
         self.require_int(1, 100_000, "audio_soft_tokens_per_image", "vision_soft_tokens_per_image")
@@ -323,6 +332,27 @@ class Gemma3nConfig(PreTrainedConfig):
     def audio_tokens(self) -> int:
         """Places that a clip takes in the prompt, whatever its length; shorter clips are filled up."""
         return self.audio_soft_tokens_per_image
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """What the model takes in: "text", and "image" and "audio" where it has the tower."""
+        towers = {"image": self.vision_config, "audio": self.audio_config}
+        return ("text", *(name for name, part in towers.items() if part is not None))
+
+    def restrict(self, modalities: Sequence[str]) -> None:
+        """Go without the towers that `modalities` does not name.
+
+        Raises:
+            ConfigError: A name is none of those the model takes in, or "text" is missing.
+        """
+        unknown = [name for name in modalities if name not in self.modalities]
+        if unknown or "text" not in modalities or isinstance(modalities, str):
+            raise ConfigError(
+                f"modalities={modalities!r}: accepted are lists of {', '.join(map(repr, self.modalities))}, with 'text' "
+                "among them."
+            )
+        self.vision_config = self.vision_config if "image" in modalities else None
+        self.audio_config = self.audio_config if "audio" in modalities else None
 
     def max_audio_frames(self) -> int:
         """Longest clip, in log-mel frames, whose tokens fit its places: 3,008, thirty seconds, as published."""

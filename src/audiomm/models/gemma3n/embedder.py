@@ -17,14 +17,18 @@ class Gemma3nMultimodalEmbedder(nn.Module):
         rows: How many token ids do.
         tower_width: Width of the tower's features.
         text_width: Width of the text decoder.
+        scale: What features are multiplied by before they are normed, which cancels but for the norm's epsilon: it is
+            divided by the square instead, and float16 cannot overflow.
     """
 
-    def __init__(self, offset: int, rows: int, tower_width: int, text_width: int, eps: float) -> None:
+    def __init__(
+        self, offset: int, rows: int, tower_width: int, text_width: int, eps: float, scale: float = 1.0
+    ) -> None:
         super().__init__()
         self.vocab_offset, self.vocab_size = offset, rows
         self.embedding = empty_embedding(rows, tower_width)
         self.hard_embedding_norm = RMSNorm(tower_width, eps)
-        self.soft_embedding_norm = RMSNorm(tower_width, eps)
+        self.soft_embedding_norm = RMSNorm(tower_width, eps / scale**2)
         self.embedding_projection = nn.Linear(tower_width, text_width, bias=False)
         self.embedding_post_projection_norm = RMSNorm(text_width, eps, scaled=False)
 

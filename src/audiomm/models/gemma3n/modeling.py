@@ -25,7 +25,7 @@ from .config import Gemma3nConfig
 from .embedder import Gemma3nMultimodalEmbedder
 from .text import Gemma3nPreTrainedModel, Gemma3nTextModel
 from .vision import Gemma3nVisionModel
-from .weights import UNUSED, WHOLE_NAMES
+from .weights import AUDIO, UNUSED, VISION, WHOLE_NAMES
 
 
 @dataclass
@@ -67,14 +67,15 @@ class Gemma3nModel(Gemma3nPreTrainedModel):
 
     def __init__(self, config: Gemma3nConfig) -> None:
         super().__init__(config)
-        width = config.text_config.hidden_size
-        self.vision_tower = Gemma3nVisionModel(config.vision_config)
+        width, vision, audio = config.text_config.hidden_size, config.vision_config, config.audio_config
+        self.vision_tower = None if vision is None else Gemma3nVisionModel(vision)
         self.language_model = Gemma3nTextModel(config.text_config)
-        self.audio_tower = Gemma3nAudioEncoder(config.audio_config)
-        self.embed_vision = _embedder(config.vision_config, width)
-        self.embed_audio = _embedder(config.audio_config, width)
+        self.audio_tower = None if audio is None else Gemma3nAudioEncoder(audio)
+        self.embed_vision = None if vision is None else _embedder(vision, width, vision.hidden_size**0.5)
+        self.embed_audio = None if audio is None else _embedder(audio, width)
+        self.ignored_weights = (*type(self).ignored_weights, *_absent(config))  # type: ignore[misc]
         # What `_rows` found, and which state of the weights it was found for.
-        self._kept_rows: tuple[list[tuple[Tensor, int, int]], Tensor] | None = None
+        self._kept_rows: tuple[list[tuple[int, int, int]], list[nn.Parameter], Tensor] | None = None
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -88,8 +89,9 @@ class Gemma3nModel(Gemma3nPreTrainedModel):
 
     def freeze_towers(self) -> None:
         """Keep the weights of both towers from being trained; their embedders still are."""
-        self.vision_tower.requires_grad_(False)
-        self.audio_tower.requires_grad_(False)
+        for tower in (self.vision_tower, self.audio_tower):
+            if tower is not None:
+                tower.requires_grad_(False)
 
     # ------------------------------------------------------------------ media
 
@@ -103,15 +105,16 @@ class Gemma3nModel(Gemma3nPreTrainedModel):
             pooler_output (images, vision_soft_tokens_per_image, hidden_size of the text).
         """
         places = self.config.image_tokens()
+        if self.vision_tower is None or self.embed_vision is None:
+            raise _without("pixel_values", "image")
         seen = self.vision_tower(pixel_values=pixel_values, do_pooling=False).last_hidden_state
         tokens = seen.flatten(2)
         if tokens.shape[2] != places:
             raise ShapeError(
-                f"the vision encoder gives {tokens.shape[2]} tokens a picture, but vision_soft_tokens_per_image={places}: "
-                "set it, or msfa_output_resolution in model_args, so that they agree."
+                f"the vision encoder gives {tokens.shape[2]} tokens a picture, but vision_soft_tokens_per_image="
+                f"{places}: set it, or msfa_output_resolution in model_args, so that they agree."
             )
-        scale = self.config.vision_config.hidden_size**0.5
-        embedded = self.embed_vision(inputs_embeds=tokens.transpose(1, 2) * scale)
+        embedded = self.embed_vision(inputs_embeds=tokens.transpose(1, 2))
         return MediaFeatures(last_hidden_state=seen, pooler_output=embedded)
 
     def get_audio_features(self, input_features: Tensor, input_features_mask: Tensor, **kwargs: Any) -> MediaFeatures:
@@ -124,6 +127,8 @@ class Gemma3nModel(Gemma3nPreTrainedModel):
         Returns:
             pooler_output (clips, tokens, hidden_size of the text), and audio_mel_mask, True where that is padding.
         """
+        if self.audio_tower is None or self.embed_audio is None:
+            raise _without("input_features", "audio")
         heard = self.audio_tower(input_features, input_features_mask.bool())
         embedded = self.embed_audio(inputs_embeds=heard.last_hidden_state)
         return MediaFeatures(
@@ -143,14 +148,19 @@ class Gemma3nModel(Gemma3nPreTrainedModel):
         return image, audio
 
     def _places(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, token: int | None) -> Tensor:
+        given = inputs_embeds if input_ids is None else input_ids
+        assert given is not None, "one of the two was passed"
+        wanted = torch.tensor(-1 if token is None else token, device=given.device)
         if input_ids is not None:
-            return input_ids == token
-        assert inputs_embeds is not None, "one of the two was passed"
-        wanted = torch.tensor(-1 if token is None else token, device=inputs_embeds.device)
-        return (inputs_embeds == self.get_input_embeddings()(wanted)).all(dim=-1)
+            return input_ids == wanted
+        if token is None:
+            return torch.zeros(given.shape[:2], dtype=torch.bool, device=given.device)
+        return (given == self.get_input_embeddings()(wanted)).all(dim=-1)
 
     def _clip_tokens(self, input_features: Tensor | None, mask: Tensor | None, made: Any) -> Tensor:
         """(clips, places, width) the tokens of clips, filled up to the places that a clip always takes."""
+        if self.embed_audio is None:
+            raise _without("input_features", "audio")
         places = self.config.audio_tokens()
         if made is None:
             assert input_features is not None, "clips come as log-mel frames or as encoded"
@@ -195,32 +205,34 @@ class Gemma3nModel(Gemma3nPreTrainedModel):
 
     # ------------------------------------------------------------------ text and media together
 
+    def _embedders(self) -> list[Gemma3nMultimodalEmbedder]:
+        return [embedder for embedder in (self.embed_vision, self.embed_audio) if embedder is not None]
+
     def _rows(self) -> Tensor:
         """(rows, width) embeddings of the token ids that stand for media, pictures' first; kept while weights stay."""
-        embedders = (self.embed_vision, self.embed_audio)
+        embedders = self._embedders()
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return torch.cat([embedder.rows() for embedder in embedders])
         weights = [weight for embedder in embedders for weight in embedder.parameters()]
-        state = [(weight, weight.data_ptr(), _age(weight)) for weight in weights]
-        known = self._kept_rows
-        if known is None or any(old[0] is not new[0] or old[1:] != new[1:] for old, new in zip(known[0], state)):
-            known = self._kept_rows = state, torch.cat([embedder.rows() for embedder in embedders])
-        return known[1]
+        state = [(id(weight), weight.data_ptr(), _age(weight)) for weight in weights]
+        if self._kept_rows is None or self._kept_rows[0] != state:
+            # The weights are kept too, so that nothing else can come to have their identity.
+            self._kept_rows = state, weights, torch.cat([embedder.rows() for embedder in embedders])
+        return self._kept_rows[2]
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """(rows, length) token ids -> (rows, length, width); ids that stand for media have rows of their own."""
-        text = self.language_model.embed_tokens(input_ids)
-        vision, audio = self.embed_vision, self.embed_audio
-        index = torch.where(
-            input_ids >= audio.vocab_offset,
-            input_ids - audio.vocab_offset + vision.vocab_size,
-            input_ids - vision.vocab_offset,
-        )
-        is_vision = (input_ids >= vision.vocab_offset) & (input_ids < vision.vocab_offset + vision.vocab_size)
-        is_audio = (input_ids >= audio.vocab_offset) & (input_ids < audio.vocab_offset + audio.vocab_size)
-        rows = self._rows()
-        media = nn.functional.embedding(index.clamp(0, len(rows) - 1), rows).to(text.dtype)
-        return torch.where((is_vision | is_audio)[..., None], media, text)
+        text: Tensor = self.language_model.embed_tokens(input_ids)
+        if not self._embedders():
+            return text
+        rows, first = self._rows(), 0
+        index = torch.full_like(input_ids, -1)
+        for embedder in self._embedders():
+            own = input_ids - embedder.vocab_offset
+            index = torch.where((own >= 0) & (own < embedder.vocab_size), own + first, index)
+            first += embedder.vocab_size
+        media = nn.functional.embedding(index.clamp(min=0), rows).to(text.dtype)
+        return torch.where((index >= 0)[..., None], media, text)
 
     def forward(
         self,
@@ -268,7 +280,7 @@ class Gemma3nModel(Gemma3nPreTrainedModel):
             embeds = inputs_embeds
         images = clips = None
         if pixel_values is not None or "image" in ready:
-            made = ready["image"] if pixel_values is None else self.get_image_features(pixel_values)
+            made: Any = ready["image"] if pixel_values is None else self.get_image_features(pixel_values)
             images = made.pooler_output.to(embeds)
         if input_features is not None or "audio" in ready:
             clips = self._clip_tokens(input_features, input_features_mask, ready.get("audio")).to(embeds)
@@ -290,9 +302,7 @@ class Gemma3nModel(Gemma3nPreTrainedModel):
         )
         return output.to_tuple() if return_dict is False else output
 
-    def _place(
-        self, input_ids: Tensor | None, embeds: Tensor, images: Tensor | None, clips: Tensor | None
-    ) -> Tensor:
+    def _place(self, input_ids: Tensor | None, embeds: Tensor, images: Tensor | None, clips: Tensor | None) -> Tensor:
         """`embeds` with the media on their places."""
         text = embeds
         for kind, token, features, argument in (
@@ -302,7 +312,7 @@ class Gemma3nModel(Gemma3nPreTrainedModel):
             if features is not None:
                 embeds = place_features(embeds, self._places(input_ids, text, token), features, kind=kind)
             elif input_ids is not None and not torch.compiler.is_compiling():
-                refuse_empty_places(input_ids == token, kind=kind, argument=argument)
+                refuse_empty_places(self._places(input_ids, None, token), kind=kind, argument=argument)
         return embeds
 
     def _check_inputs(
@@ -323,7 +333,9 @@ class Gemma3nModel(Gemma3nPreTrainedModel):
             ("audio", "input_features", input_features),
         ):
             if value is not None and name in ready:
-                raise InputError(f"{argument} and mm_encoder_outputs[{name!r}] are the same media twice: pass one of them.")
+                raise InputError(
+                    f"{argument} and mm_encoder_outputs[{name!r}] are the same media twice: pass one of them."
+                )
         unknown = sorted(set(ready) - {"image", "audio"})
         if unknown:
             raise InputError(f"mm_encoder_outputs has an entry {unknown[0]!r}: accepted are 'image' and 'audio'.")
@@ -340,6 +352,7 @@ class Gemma3nForConditionalGeneration(Gemma3nWithHead):
     def __init__(self, config: Gemma3nConfig) -> None:
         super().__init__(config)
         self.model = Gemma3nModel(config)
+        self.ignored_weights = (*type(self).ignored_weights, *_absent(config))  # type: ignore[misc]
         text = config.text_config
         self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
         self.generation_config = GenerationConfig.from_model_config(config)
@@ -426,10 +439,19 @@ class Gemma3nForConditionalGeneration(Gemma3nWithHead):
         return output.to_tuple() if return_dict is False else output
 
 
-def _embedder(config: Any, text_width: int) -> Gemma3nMultimodalEmbedder:
+def _embedder(config: Any, text_width: int, scale: float = 1.0) -> Gemma3nMultimodalEmbedder:
     return Gemma3nMultimodalEmbedder(
-        config.vocab_offset, config.vocab_size, config.hidden_size, text_width, config.rms_norm_eps
+        config.vocab_offset, config.vocab_size, config.hidden_size, text_width, config.rms_norm_eps, scale
     )
+
+
+def _absent(config: Gemma3nConfig) -> list[str]:
+    """Patterns of the weights of towers that the model goes without."""
+    return [pattern for pattern, part in ((VISION, config.vision_config), (AUDIO, config.audio_config)) if part is None]
+
+
+def _without(argument: str, modality: str) -> InputError:
+    return InputError(f"{argument} was passed to a model that was loaded without {modality!r}: add it to modalities.")
 
 
 def _age(weight: Tensor) -> int:

@@ -24,7 +24,7 @@ from ...layers.norm import RMSNorm
 from ...layers.per_layer import PLACEMENTS, PerLayerInputs, PerLayerTable
 from ...layers.rotary import rotary_frequencies, rotary_tables
 from .blocks import Gemma3nTextAltUp, Gemma3nTextDecoderLayer, Pair, Tables
-from .config import Gemma3nTextConfig
+from .config import Gemma3nConfig, Gemma3nTextConfig
 from .weights import NOT_TEXT, TEXT_NAMES, UNUSED
 
 logger = logging.getLogger("audiomm.models.gemma3n")
@@ -57,7 +57,7 @@ class Gemma3nPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def init_module(self, module: nn.Module) -> None:
-        deviation = self.config.initializer_range  # type: ignore[attr-defined]
+        deviation = self.config.initializer_range
         if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
             module.weight.normal_(std=deviation)
             if module.bias is not None:
@@ -72,13 +72,19 @@ class Gemma3nPreTrainedModel(PreTrainedModel):
             module.correct_output_scale.zero_()
 
     @classmethod
-    def _load_config(cls, source: Source, config: Any, attn_implementation: str | None, overrides: dict[str, Any]) -> Any:
-        placement = overrides.pop("per_layer_embeddings", None)
+    def _load_config(
+        cls, source: Source, config: Any, attn_implementation: str | None, overrides: dict[str, Any]
+    ) -> Any:
+        placement, modalities = overrides.pop("per_layer_embeddings", None), overrides.pop("modalities", None)
         config = super()._load_config(source, config, attn_implementation, overrides)
         if placement is not None:
             if placement not in PLACEMENTS:
                 raise ConfigError(f"per_layer_embeddings={placement!r}: accepted are {', '.join(PLACEMENTS)}.")
             config.get_text_config().per_layer_embeddings = placement
+        if modalities is not None:
+            if not isinstance(config, Gemma3nConfig):
+                raise ConfigError(f"modalities={modalities!r}: {cls.__name__} takes text only; leave it out.")
+            config.restrict(modalities)
         return config
 
 
@@ -121,8 +127,8 @@ class Gemma3nTextModel(PerLayerInputs, Gemma3nPreTrainedModel):
         return self.embed_tokens
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
-        plain = not isinstance(value, ScaledEmbedding)
-        self.embed_tokens = ScaledEmbedding.of(value, self.config.hidden_size**0.5) if plain else value
+        scaled = isinstance(value, ScaledEmbedding)
+        self.embed_tokens = value if scaled else ScaledEmbedding.of(value, self.config.hidden_size**0.5)
 
     def cache_specs(self) -> list[LayerSpec]:
         """What each layer that has keys and values of its own keeps while generating."""
@@ -334,8 +340,8 @@ def _positions(mask: Any, count: int) -> Tensor | None:
         return None
     if mask.dim() != 2 or mask.shape[1] < count:
         raise ShapeError(
-            f"attention_mask is of shape {tuple(mask.shape)} for {count} new tokens; (rows, past + new tokens) or (rows, "
-            "1, new, past + new) is needed."
+            f"attention_mask is of shape {tuple(mask.shape)} for {count} new tokens; (rows, past + new tokens) or "
+            "(rows, 1, new, past + new) is needed."
         )
     real = mask.bool()
     if count > 1 and not torch.compiler.is_compiling() and bool(real.all()):

@@ -8,8 +8,10 @@ UNUSED = (
     r"(.*\.)?rotary_emb\.",
 )
 
-#: Parts of the whole model that a text model leaves aside.
-NOT_TEXT = (r"(model\.)?(vision_tower|audio_tower|embed_vision|embed_audio)\.",)
+#: The towers of the whole model with their embedders, which a text model leaves aside.
+VISION = r"(model\.)?(vision_tower|embed_vision)\."
+AUDIO = r"(model\.)?(audio_tower|embed_audio)\."
+NOT_TEXT = (VISION, AUDIO)
 
 #: What a text model calls the weights of the whole model.
 TEXT_NAMES = (

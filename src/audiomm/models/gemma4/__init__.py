@@ -17,6 +17,11 @@ from .config import (
 from .heads import Gemma4ForCausalLM
 from .modeling import Gemma4ForConditionalGeneration, Gemma4Model
 from .text import Gemma4PreTrainedModel, Gemma4TextModel
+from .unified import (
+    Gemma4UnifiedForCausalLM,
+    Gemma4UnifiedForConditionalGeneration,
+    Gemma4UnifiedModel,
+)
 
 __all__ = [
     "Gemma4AssistantConfig",
@@ -31,6 +36,9 @@ __all__ = [
     "Gemma4UnifiedAssistantConfig",
     "Gemma4UnifiedAudioConfig",
     "Gemma4UnifiedConfig",
+    "Gemma4UnifiedForCausalLM",
+    "Gemma4UnifiedForConditionalGeneration",
+    "Gemma4UnifiedModel",
     "Gemma4UnifiedTextConfig",
     "Gemma4UnifiedVisionConfig",
     "Gemma4VisionConfig",

@@ -6,7 +6,6 @@ videos and clips replace the embeddings of their marks, in order, counted row by
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,35 +17,16 @@ from ...base.outputs import ModelOutput
 from ...generation import GenerationConfig
 from ...layers.cache import Cache
 from ...layers.merge import place_features, refuse_empty_places
-from ...layers.norm import RMSNorm
 from .audio import Gemma4AudioModel, Gemma4AudioModelOutput
 from .config import Gemma4Config
 from .heads import Gemma4CausalLMOutput, Gemma4WithTokenHead, Prompt, kept_columns
+from .media import ARGUMENTS, Gemma4FeatureOutput, Gemma4MultimodalEmbedder, Media, feature_items, hidden_features
 from .text import Gemma4PreTrainedModel, Gemma4TextModel, Pair
 from .vision import Gemma4VisionModel
 from .weights import UNUSED, WHOLE_NAMES
 
 #: Values of mm_token_type_ids.
 IMAGE_TYPE, VIDEO_TYPE = 1, 2
-
-#: Kind of media -> argument that brings it.
-_ARGUMENTS = {"image": "pixel_values", "video": "pixel_values_videos", "audio": "input_features"}
-
-
-@dataclass
-class Gemma4FeatureOutput(ModelOutput):
-    """What a tower and its embedder made.
-
-    Attributes:
-        last_hidden_state: The tower's own answer.
-        pooler_output: Features as the text stack reads them: one (tokens, width) tensor an image or video.
-        hidden_states, attentions: One tensor a layer, if asked for.
-    """
-
-    last_hidden_state: Tensor | None = None
-    pooler_output: tuple[Tensor, ...] | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
 
 
 @dataclass
@@ -61,43 +41,6 @@ class Gemma4ModelOutput(ModelOutput):
     audio_hidden_states: Tensor | None = None
     shared_kv_states: dict[str, Pair] | None = None
     router_logits: tuple[Tensor, ...] | None = None
-
-
-class Gemma4MultimodalEmbedder(nn.Module):
-    """From a tower's width to the text stack's: a norm without weight, then a linear layer, in this order."""
-
-    def __init__(self, tower_width: int, width: int, eps: float) -> None:
-        super().__init__()
-        self.embedding_pre_projection_norm = RMSNorm(tower_width, eps, scaled=False)
-        self.embedding_projection = nn.Linear(tower_width, width, bias=False)
-
-    def forward(self, inputs_embeds: Tensor) -> Tensor:
-        """(..., tower width) -> (..., width), of the weights' dtype."""
-        normed = self.embedding_pre_projection_norm(inputs_embeds.to(self.embedding_projection.weight.dtype))
-        embedded: Tensor = self.embedding_projection(normed)
-        return embedded
-
-
-@dataclass
-class Media:
-    """What comes besides the tokens: tensors as the processor makes them, or features computed before.
-
-    Attributes:
-        pixel_values: (images, patches, patch values), with image_position_ids (images, patches, 2).
-        pixel_values_videos: (frames, patches, patch values), with video_position_ids (frames, patches, 2) and
-            num_frames_per_video (videos,).
-        input_features: (clips, frames, mel bands), with input_features_mask (clips, frames), True where real.
-        encoded: {"image", "video", "audio": what get_image_features and its like returned before}.
-    """
-
-    pixel_values: Tensor | None = None
-    pixel_values_videos: Tensor | None = None
-    input_features: Tensor | None = None
-    input_features_mask: Tensor | None = None
-    image_position_ids: Tensor | None = None
-    video_position_ids: Tensor | None = None
-    num_frames_per_video: Tensor | None = None
-    encoded: dict[str, Any] | None = None
 
 
 class Gemma4Model(Gemma4PreTrainedModel):
@@ -156,7 +99,7 @@ class Gemma4Model(Gemma4PreTrainedModel):
         Returns:
             pooler_output: one (tokens, width) tensor an image.
         """
-        self._require("vision_tower", "image")
+        self.require("vision_tower", "image")
         if image_position_ids is None:
             raise InputError("image_position_ids were not passed: the processor makes them together with pixel_values.")
         flags.pop("return_dict", None)
@@ -211,16 +154,17 @@ class Gemma4Model(Gemma4PreTrainedModel):
         Returns:
             pooler_output (clips, tokens, width) and attention_mask (clips, tokens), True where a token is real.
         """
-        self._require("audio_tower", "audio")
+        self.require("audio_tower", "audio")
         flags.pop("return_dict", None)
         output: Gemma4AudioModelOutput = self.audio_tower(input_features, input_features_mask, **flags)
         output.pooler_output = self.embed_audio(output.last_hidden_state)
         return output
 
-    def _require(self, part: str, kind: str) -> None:
+    def require(self, part: str, kind: str) -> None:
+        """Raise InputError unless this model has the part that reads this kind of media."""
         if not hasattr(self, part):
             raise InputError(
-                f"{_ARGUMENTS[kind]} was passed, but this model takes no {kind}: its {part.split('_')[0]}_config is "
+                f"{ARGUMENTS[kind]} was passed, but this model takes no {kind}: its {dict(image='vision', audio='audio')[kind]}_config is "
                 "null. Leave it out, or load a checkpoint that has one."
             )
 
@@ -247,7 +191,7 @@ class Gemma4Model(Gemma4PreTrainedModel):
     def features(self, media: Media) -> dict[str, list[Tensor]]:
         """{kind: one (tokens, width) tensor an item} of what was passed, encoded unless that was done before."""
         encoded = dict(media.encoded or {})
-        for kind, argument in _ARGUMENTS.items():
+        for kind, argument in ARGUMENTS.items():
             if encoded.get(kind) is not None and getattr(media, argument) is not None:
                 raise InputError(f"{argument} and mm_encoder_outputs[{kind!r}] were both passed: pass one of the two.")
         if media.pixel_values is not None:
@@ -258,7 +202,7 @@ class Gemma4Model(Gemma4PreTrainedModel):
             )
         if media.input_features is not None:
             encoded["audio"] = self.get_audio_features(media.input_features, media.input_features_mask)
-        return {kind: _items(output) for kind, output in encoded.items() if output is not None}
+        return {kind: feature_items(output) for kind, output in encoded.items() if output is not None}
 
     def merge(
         self,
@@ -293,8 +237,8 @@ class Gemma4Model(Gemma4PreTrainedModel):
             assert inputs_embeds is not None, "one of the two is there"
             embeddings = inputs_embeds
         if features or ids is not None:
-            places = dict(zip(_ARGUMENTS, self.get_placeholder_mask(input_ids, inputs_embeds), strict=True))
-            for kind, argument in _ARGUMENTS.items():
+            places = dict(zip(ARGUMENTS, self.get_placeholder_mask(input_ids, inputs_embeds), strict=True))
+            for kind, argument in ARGUMENTS.items():
                 if kind in features:
                     embeddings = place_features(embeddings, places[kind], features[kind], kind=kind)
                 elif ids is not None and must_be_complete:
@@ -302,7 +246,9 @@ class Gemma4Model(Gemma4PreTrainedModel):
             if mm_token_type_ids is None and ("image" in features or "video" in features):
                 mm_token_type_ids = places["image"] * IMAGE_TYPE + places["video"] * VIDEO_TYPE
         has_table = bool(self.config.text_config.hidden_size_per_layer_input)
-        return Prompt(embeddings, ids if has_table else None, per_layer_inputs, self._blocks(mm_token_type_ids)), features
+        return Prompt(
+            embeddings, ids if has_table else None, per_layer_inputs, self._blocks(mm_token_type_ids)
+        ), features
 
     def _blocks(self, types: Tensor | None) -> Tensor | None:
         """(rows, tokens) bool: tokens of pictures, where these see each other."""
@@ -533,19 +479,3 @@ class Gemma4ForConditionalGeneration(Gemma4WithTokenHead):
         )
         output = self.with_loss(self.headed(decoded), labels, kept, num_items_in_batch)
         return output.to_tuple() if return_dict is False else output
-
-
-def _items(encoded: Any) -> list[Tensor]:
-    """One (tokens, width) tensor an item, padding left out."""
-    pooled: Tensor | Sequence[Tensor] = encoded.pooler_output
-    mask = getattr(encoded, "attention_mask", None)
-    if mask is None:
-        return list(pooled)
-    return [clip[valid] for clip, valid in zip(pooled, mask.bool(), strict=True)]
-
-
-def hidden_features(features: dict[str, list[Tensor]]) -> dict[str, Tensor | None]:
-    """The features of images and clips as outputs name them, all items of a kind in one (tokens, width) tensor."""
-    return {
-        f"{kind}_hidden_states": torch.cat(features[kind]) if features.get(kind) else None for kind in ("image", "audio")
-    }

@@ -399,25 +399,22 @@ class Gemma4CausalLMPreprocessor(FromPreset):
         return texts
 
     def _video_texts(self, batch: _Batch, video_metadata: Any) -> list[str]:
+        """A text for each video; frames that are passed with metadata are all taken, others are picked."""
         rows = batch.media["video"]
         videos = rows.items if rows is not None else []
-        given = self.video_metadata if video_metadata is None else video_metadata
-        given = [given] if isinstance(given, Mapping) else given
-        options: dict[str, Any] = {} if given is None else {"do_sample_frames": False}
+        told = self.video_metadata if video_metadata is None else video_metadata
+        if told is None:
+            options: dict[str, Any] = {"num_frames": self.num_frames_per_video}
+        else:
+            told = [told] if isinstance(told, Mapping) else list(told)
+            options = {"video_metadata": [{"fps": self.video_fps, **one} for one in told], "do_sample_frames": False}
         made = self._processor._video_features(videos, options)
         batch.features["video"] = made
-        if given is not None and len(given) != len(videos):
-            raise InputError(f"{len(videos)} videos but video_metadata for {len(given)}; pass one dict for each.")
         texts = []
-        for index, frames in enumerate(int(count) for count in made["num_frames_per_video"]):
-            told = {} if given is None else given[index]
-            metadata = made["video_metadata"][index]
-            default = getattr(metadata, "frames_indices", None) if given is None else None
-            indices = list(told.get("frames_indices", range(frames) if default is None else default))
-            if len(indices) != frames:
-                raise InputError(f"video {index} has {frames} frames but frames_indices names {len(indices)}.")
-            fps = told.get("fps") or getattr(metadata, "fps", None) or self.video_fps
-            times = [place / fps for place in indices]
+        for index, metadata in enumerate(made["video_metadata"]):
+            frames = int(made["num_frames_per_video"][index])
+            known = told is not None or metadata.fps is not None
+            times = metadata.timestamps if known else [place / self.video_fps for place in range(frames)]
             texts.append(self._frames_text(times, int(made["num_soft_tokens_per_video"][index])))
         return texts
 

@@ -136,7 +136,7 @@ class Gemma4Processor(MultimodalProcessor):
         """What takes the place of the mark of video `index`: its frames behind their times, "00:08 <|image>..."."""
         count = int(features["num_soft_tokens_per_video"][index])
         metadata = features["video_metadata"][index]
-        if metadata.fps is None:
+        if metadata.fps is None and metadata.seconds is None:
             logger.warning(
                 "video %d does not tell how many frames it has a second; %s is taken, and the times in the prompt "
                 "follow from that. Pass videos_kwargs={'video_metadata': [{'fps': ...}]}.",

@@ -190,7 +190,9 @@ class Gemma4PreTrainedModel(PreTrainedModel):
     ignored_weights: ClassVar[tuple[str, ...]] = UNUSED
 
     @classmethod
-    def _load_config(cls, source: Source, config: Any, attn_implementation: str | None, overrides: dict[str, Any]) -> Any:
+    def _load_config(
+        cls, source: Source, config: Any, attn_implementation: str | None, overrides: dict[str, Any]
+    ) -> Any:
         placement = overrides.pop("per_layer_embeddings", None)
         config = super()._load_config(source, config, attn_implementation, overrides)
         if placement is not None:

@@ -222,10 +222,8 @@ class WindowDecoder:
         words = _last(given[1:], room)
         past = [token for piece in recording.history for token in piece.tolist()]
         if options.prompt_condition_type == "all-segments":
-            text = words + (_last(past, room - len(words)) if options.condition_on_prev_tokens else [])
-        elif options.prompt_condition_type == "history":
-            # The history began with the prompt, and lost it when it was cleared.
-            text = _last(past, room)
+            repeats = options.condition_on_prev_tokens or bool(options.history_ids)
+            text = words + (_last(past, room - len(words)) if repeats else [])
         elif options.condition_on_prev_tokens:
             text = _last(words + past, room)
         else:

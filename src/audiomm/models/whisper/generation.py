@@ -17,6 +17,7 @@ from ...base.outputs import ModelOutput
 from ...generation import GenerationConfig, GenerationMixin
 from ...generation.mixin import eval_mode
 from .decoding import Guests
+from .face import OpenAIFace
 from .heads import WhisperSeq2Seq
 from .modeling import as_encoder_output
 from .options import (
@@ -49,6 +50,7 @@ _OPTIONS = (
     *_FROM_CONFIG,
     "return_timestamps",
     "prompt_ids",
+    "history_ids",
     "prefix_ids",
     "num_segment_frames",
     "return_token_timestamps",
@@ -71,7 +73,7 @@ _OPTIONS = (
 _FORMS = ("return_dict_in_generate", "force_unique_generate_call")
 
 
-class WhisperForConditionalGeneration(GenerationMixin, WhisperSeq2Seq):
+class WhisperForConditionalGeneration(OpenAIFace, GenerationMixin, WhisperSeq2Seq):
     """Whisper with its head: transcribes, translates, detects languages, and trains."""
 
     def __init__(self, config: Any) -> None:
@@ -508,6 +510,7 @@ class WhisperForConditionalGeneration(GenerationMixin, WhisperSeq2Seq):
             condition_on_prev_tokens=bool(chosen.pop("condition_on_prev_tokens")),
             prompt_ids=on_host(chosen.pop("prompt_ids")),
             prompt_condition_type=chosen.pop("prompt_condition_type") or "first-segment",
+            history_ids=tuple(chosen.pop("history_ids") or ()),
             prefix=prefix_tokens(chosen.pop("prefix_ids"), self.config),
             window_frames=window,
             word_tokenizer=word_tokenizer,

@@ -38,6 +38,7 @@ class Options:
         return_token_timestamps: Find the time of every token.
         word_tokenizer: Find the time of every word, with this tokenizer to tell words apart; None without.
         num_frames: (batch,) frames of audio that tokens and words lie in, where that is less than what is decoded.
+        history_ids: Tokens that stand before the first window as if they had been heard; forgotten like other text.
         batch_size: Recordings under way at once; None has all of them.
         fixed_windows: Without timestamps, windows follow one another whole, however long the audio is.
         prefix: Tokens that the text of the first window starts with.
@@ -67,6 +68,7 @@ class Options:
     return_token_timestamps: bool = False
     word_tokenizer: Any = None
     num_frames: tuple[int, ...] | None = None
+    history_ids: tuple[int, ...] = ()
     batch_size: int | None = None
     fixed_windows: bool = False
     prefix: tuple[int, ...] = ()
@@ -83,10 +85,10 @@ class Options:
     clips: tuple[tuple[int, int], ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.prompt_condition_type not in {"first-segment", "all-segments", "history"}:
+        if self.prompt_condition_type not in {"first-segment", "all-segments"}:
             raise GenerationError(
                 f"prompt_condition_type={self.prompt_condition_type!r}: accepted are 'first-segment' and "
-                "'all-segments', as in transformers, and 'history': text before the recording, as in openai-whisper."
+                "'all-segments'."
             )
         if self.prompt_ids is not None and (self.prompt_ids.dim() != 1 or not len(self.prompt_ids)):
             raise GenerationError(
@@ -119,7 +121,7 @@ class Options:
     @property
     def has_context(self) -> bool:
         """Text may stand before a window's start tokens."""
-        return self.condition_on_prev_tokens or self.prompt_ids is not None
+        return self.condition_on_prev_tokens or self.prompt_ids is not None or bool(self.history_ids)
 
     @property
     def uses_fallback(self) -> bool:

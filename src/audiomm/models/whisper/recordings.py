@@ -150,6 +150,8 @@ def collect(recordings: Sequence[Recording], pad: int, device: torch.device, *, 
         "segments": [one.segments for one in recordings],
         "languages": [one.language for one in recordings],
     }
+    if any(one.language_probabilities is not None for one in recordings):
+        answer["language_probabilities"] = [one.language_probabilities for one in recordings]
     if with_times:
         times = [torch.cat(one.token_times) if one.token_times else torch.zeros(0) for one in recordings]
         longest = answer["sequences"].shape[1]

@@ -97,8 +97,8 @@ class Transcription:
             recording = Recording(row, int(frames))
             if self.options.clips is not None:
                 recording.only(self.options.clips)
-            if self.options.prompt_condition_type == "history" and self.options.prompt_ids is not None:
-                recording.history.append(self.options.prompt_ids[1:])
+            if self.options.history_ids:
+                recording.history.append(torch.tensor(self.options.history_ids))
             if token is not None or not self._is_multilingual:
                 self._set_language(recording, token)
             self.recordings.append(recording)
@@ -297,7 +297,7 @@ class Transcription:
         tokens = [without_closing_pair(one["tokens"], self.timestamp_begin) for one in window.segments]
         recording.take(window.segments, tokens)
         recording.windows += 1
-        is_forgotten = options.prompt_condition_type == "history" and not options.condition_on_prev_tokens
+        is_forgotten = bool(options.history_ids) and not options.condition_on_prev_tokens
         if not window.is_silent and (is_forgotten or window.temperature > RESET_TEMPERATURE):
             recording.history.clear()
         # Where the encoder's output was passed in, there is no more than its one window.
