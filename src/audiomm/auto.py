@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from .base.config import CONFIG_NAME, PreTrainedConfig
@@ -22,34 +22,98 @@ class Family:
 
     Attributes:
         module: Where the classes are, below audiomm.models.
-        config, tokenizer, feature_extractor, processor: Class names.
+        config, tokenizer, feature_extractor, image_processor, video_processor, processor: Class names; "" for none.
         models: {Auto class name: class name}.
     """
 
     module: str
     config: str
-    tokenizer: str
-    feature_extractor: str
-    processor: str
+    tokenizer: str = ""
+    feature_extractor: str = ""
+    processor: str = ""
+    image_processor: str = ""
+    video_processor: str = ""
     models: dict[str, str] = field(default_factory=dict)
 
     def load(self, name: str) -> Any:
         return getattr(importlib.import_module(f"{__package__}.models.{self.module}"), name)
 
+    def part(self, config: str, models: dict[str, str]) -> Family:
+        """The row of a model type that is a part of this family's whole model."""
+        return replace(self, config=config, models=models)
 
+
+def _multimodal(base: str, whole: str) -> dict[str, str]:
+    """The Auto classes of a model that reads several kinds of media and writes text."""
+    jobs = ("CausalLM", "ImageTextToText", "MultimodalLM", "PreTraining")
+    return {"AutoModel": base, **{f"AutoModelFor{job}": whole for job in jobs}}
+
+
+def _text(base: str, head: str) -> dict[str, str]:
+    return {"AutoModel": base, "AutoModelForCausalLM": head}
+
+
+_WHISPER = Family(
+    module="whisper",
+    config="WhisperConfig",
+    tokenizer="WhisperTokenizer",
+    feature_extractor="WhisperFeatureExtractor",
+    processor="WhisperProcessor",
+    models={
+        "AutoModel": "WhisperModel",
+        "AutoModelForSpeechSeq2Seq": "WhisperForConditionalGeneration",
+        "AutoModelForAudioClassification": "WhisperForAudioClassification",
+        "AutoModelForCausalLM": "WhisperForCausalLM",
+    },
+)
+_GEMMA3N = Family(
+    module="gemma3n",
+    config="Gemma3nConfig",
+    tokenizer="GemmaTokenizer",
+    feature_extractor="Gemma3nAudioFeatureExtractor",
+    processor="Gemma3nProcessor",
+    image_processor="SiglipImageProcessor",
+    models=_multimodal("Gemma3nModel", "Gemma3nForConditionalGeneration"),
+)
+_GEMMA4 = Family(
+    module="gemma4",
+    config="Gemma4Config",
+    tokenizer="GemmaTokenizer",
+    feature_extractor="Gemma4AudioFeatureExtractor",
+    processor="Gemma4Processor",
+    image_processor="Gemma4ImageProcessor",
+    video_processor="Gemma4VideoProcessor",
+    models=_multimodal("Gemma4Model", "Gemma4ForConditionalGeneration"),
+)
+_GEMMA4_UNIFIED = Family(
+    module="gemma4",
+    config="Gemma4UnifiedConfig",
+    tokenizer="GemmaTokenizer",
+    feature_extractor="Gemma4UnifiedAudioFeatureExtractor",
+    processor="Gemma4UnifiedProcessor",
+    image_processor="Gemma4UnifiedImageProcessor",
+    video_processor="Gemma4UnifiedVideoProcessor",
+    models=_multimodal("Gemma4UnifiedModel", "Gemma4UnifiedForConditionalGeneration"),
+)
+
+#: model_type in a config.json -> the classes for it.
 FAMILIES: dict[str, Family] = {
-    "whisper": Family(
-        module="whisper",
-        config="WhisperConfig",
-        tokenizer="WhisperTokenizer",
-        feature_extractor="WhisperFeatureExtractor",
-        processor="WhisperProcessor",
-        models={
-            "AutoModel": "WhisperModel",
-            "AutoModelForSpeechSeq2Seq": "WhisperForConditionalGeneration",
-            "AutoModelForAudioClassification": "WhisperForAudioClassification",
-            "AutoModelForCausalLM": "WhisperForCausalLM",
-        },
+    "whisper": _WHISPER,
+    "gemma3n": _GEMMA3N,
+    "gemma3n_text": _GEMMA3N.part("Gemma3nTextConfig", _text("Gemma3nTextModel", "Gemma3nForCausalLM")),
+    "gemma3n_audio": _GEMMA3N.part("Gemma3nAudioConfig", {"AutoModel": "Gemma3nAudioEncoder"}),
+    "gemma3n_vision": _GEMMA3N.part("Gemma3nVisionConfig", {"AutoModel": "Gemma3nVisionModel"}),
+    "gemma4": _GEMMA4,
+    "gemma4_text": _GEMMA4.part("Gemma4TextConfig", _text("Gemma4TextModel", "Gemma4ForCausalLM")),
+    "gemma4_audio": _GEMMA4.part("Gemma4AudioConfig", {"AutoModel": "Gemma4AudioModel"}),
+    "gemma4_vision": _GEMMA4.part("Gemma4VisionConfig", {"AutoModel": "Gemma4VisionModel"}),
+    "gemma4_assistant": _GEMMA4.part("Gemma4AssistantConfig", {"AutoModelForCausalLM": "Gemma4AssistantForCausalLM"}),
+    "gemma4_unified": _GEMMA4_UNIFIED,
+    "gemma4_unified_text": _GEMMA4_UNIFIED.part(
+        "Gemma4UnifiedTextConfig", {"AutoModelForCausalLM": "Gemma4UnifiedForCausalLM"}
+    ),
+    "gemma4_unified_assistant": _GEMMA4_UNIFIED.part(
+        "Gemma4UnifiedAssistantConfig", {"AutoModelForCausalLM": "Gemma4UnifiedAssistantForCausalLM"}
     ),
 }
 
@@ -168,6 +232,24 @@ class AutoModelForCausalLM(_AutoModel):
     role = "AutoModelForCausalLM"
 
 
+class AutoModelForImageTextToText(_AutoModel):
+    """A model that sees pictures and writes."""
+
+    role = "AutoModelForImageTextToText"
+
+
+class AutoModelForMultimodalLM(_AutoModel):
+    """A model that reads text, pictures and sound, and writes."""
+
+    role = "AutoModelForMultimodalLM"
+
+
+class AutoModelForPreTraining(_AutoModel):
+    """The model of a folder or hub id, with the head it was trained with."""
+
+    role = "AutoModelForPreTraining"
+
+
 class _AutoReader:
     """Base of the Auto classes for what stands around a model; the family comes from config.json."""
 
@@ -187,9 +269,10 @@ class _AutoReader:
         config = kwargs.pop("config", None)
         model_type = config.model_type if isinstance(config, PreTrainedConfig) else _model_type(source)
         family = family_of(model_type, str(pretrained_model_name_or_path))
-        return family.load(getattr(family, cls.part)).from_pretrained(
-            pretrained_model_name_or_path, **options, **kwargs
-        )
+        name = getattr(family, cls.part)
+        if not name:
+            raise ConfigError(f"{pretrained_model_name_or_path}: models of type {model_type} have no {cls.part}.")
+        return family.load(name).from_pretrained(pretrained_model_name_or_path, **options, **kwargs)
 
 
 def _model_type(source: Source) -> str | None:
@@ -202,9 +285,9 @@ def _model_type(source: Source) -> str | None:
         if path is None:
             continue
         values = read_json(path)
-        for key in ("processor_class", "tokenizer_class", "feature_extractor_type"):
+        for key in ("processor_class", "tokenizer_class", "feature_extractor_type", "image_processor_type"):
             name = str(values.get(key, "")).lower()
-            matches = [model_type for model_type in FAMILIES if name.startswith(model_type)]
+            matches = [model_type for model_type in FAMILIES if name.startswith(model_type.replace("_", ""))]
             if matches:
                 return max(matches, key=len)
     source.require(CONFIG_NAME)
@@ -223,7 +306,19 @@ class AutoFeatureExtractor(_AutoReader):
     part = "feature_extractor"
 
 
+class AutoImageProcessor(_AutoReader):
+    """The image processor of a folder or hub id."""
+
+    part = "image_processor"
+
+
+class AutoVideoProcessor(_AutoReader):
+    """The video processor of a folder or hub id."""
+
+    part = "video_processor"
+
+
 class AutoProcessor(_AutoReader):
-    """The processor of a folder or hub id: tokenizer and feature extractors together."""
+    """The processor of a folder or hub id: tokenizer and extractors together."""
 
     part = "processor"

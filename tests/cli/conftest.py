@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 from audiomm.base.transcript import Segment, Transcript, Word
-from audiomm.cli import transcribe
+from audiomm.cli import models
 from audiomm.media.audio import load_audio
 
 RATE = 16000
@@ -24,6 +24,7 @@ class FakePipeline:
         self.model = SimpleNamespace(
             generation_config=SimpleNamespace(is_multilingual=multilingual), config=SimpleNamespace(vocab_size=51865)
         )
+        self.tokenizer = SimpleNamespace(timestamp_begin=100, decode=lambda tokens, **_: "".join(map(chr, tokens)))
         self.calls: list[tuple[Any, dict[str, Any]]] = []
         self.loaded_with: dict[str, Any] = {}
 
@@ -49,7 +50,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakePipeline:
         pipe.loaded_with = kwargs
         return pipe
 
-    monkeypatch.setattr(transcribe, "pipeline", load)
+    monkeypatch.setattr(models, "pipeline", load)
     return pipe
 
 

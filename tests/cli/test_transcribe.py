@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -35,10 +37,19 @@ def test_several_files_are_told_apart(
 #: What `generate` gets unless a flag says otherwise.
 CHECKS = {
     "temperature": (0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
-    "compression_ratio_threshold": 1.35,
+    "compression_ratio_threshold": 2.4,
     "logprob_threshold": -1.0,
     "no_speech_threshold": 0.6,
+    "best_of": 5,
 }
+
+
+def generate_kwargs(fake: Any) -> dict[str, Any]:
+    """What the first call passes to `generate`, without the function that tells texts of tokens."""
+    given = dict(fake.calls[0][1]["generate_kwargs"])
+    given.pop("text_of", None)
+    return given
+
 
 EXPECTED = {
     "txt": "Grüße\n",
@@ -168,20 +179,90 @@ def test_flags_reach_the_model(fake: Any, wav: str) -> None:
     )
     assert main(["transcribe", wav, *flags.split(), *decoding.split(), "--threads", "1"]) == 0
     assert fake.loaded_with == {"model": "some/model", "revision": "v2", "device": "cpu", "dtype": "bfloat16"}
-    assert fake.calls[0][1] == {
+    assert {name: value for name, value in fake.calls[0][1].items() if name != "generate_kwargs"} == {
         "return_timestamps": True,
         "allow_urls": True,
-        "generate_kwargs": {
-            "language": "de",
-            "task": "translate",
-            "num_beams": 3,
-            "temperature": (0.0, 0.4, 0.8),
-            "compression_ratio_threshold": 2.0,
-            "no_speech_threshold": 0.5,
-            "condition_on_prev_tokens": False,
-            "max_new_tokens": 9,
-        },
     }
+    assert generate_kwargs(fake) == {
+        "language": "de",
+        "task": "translate",
+        "num_beams": 3,
+        "temperature": (0.0, 0.4, 0.8),
+        "compression_ratio_threshold": 2.0,
+        "no_speech_threshold": 0.5,
+        "condition_on_prev_tokens": False,
+        "max_new_tokens": 9,
+        "best_of": 5,
+    }
+
+
+def test_flags_of_openai_reach_the_model(fake: Any, wav: str) -> None:
+    fake.model.generation_config.suppress_tokens = [5, 6]
+    flags = (
+        "--best_of 3 --patience 2 --length_penalty 0.5 --suppress_tokens=-1,9 --word_timestamps True "
+        "--append_punctuations !? --hallucination_silence_threshold 2 --model_dir models --local_files_only True "
+        "--fp16 False --threads 0 --clip_timestamps 0"
+    )
+    assert main(["transcribe", wav, "--model", "turbo", "--device", "cpu", *flags.split()]) == 0
+    assert fake.loaded_with == {
+        "model": "openai/whisper-large-v3-turbo",
+        "revision": None,
+        "device": "cpu",
+        "dtype": "float32",
+        "model_kwargs": {"cache_dir": "models", "local_files_only": True},
+    }
+    given = generate_kwargs(fake)
+    assert (given["best_of"], given["patience"], given["google_length_penalty"]) == (3, 2.0, 0.5)
+    assert given["suppress_tokens"] == [5, 6, 9]
+    assert given["punctuation"][1] == "!?"
+    assert "(" in given["punctuation"][0]
+    assert given["hallucination_silence_threshold"] == 2.0
+
+
+def test_repetition_is_measured_on_the_text(fake: Any, wav: str) -> None:
+    assert main(["transcribe", wav]) == 0
+    assert fake.calls[0][1]["generate_kwargs"]["text_of"]([72, 73, 130, 200]) == "HI"
+    assert main(["transcribe", wav, "--compression_ratio_threshold", "None"]) == 0
+    assert "text_of" not in fake.calls[1][1]["generate_kwargs"]
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        ("tiny.en", "openai/whisper-tiny.en"),
+        ("large", "openai/whisper-large-v3"),
+        ("large-v2", "openai/whisper-large-v2"),
+        ("openai/whisper-tiny", "openai/whisper-tiny"),
+        ("audiomm/whisper-digits", "audiomm/whisper-digits"),
+    ],
+)
+def test_short_names_of_models_are_those_of_openai(fake: Any, wav: str, name: str, model: str) -> None:
+    assert main(["transcribe", wav, "--model", name]) == 0
+    assert fake.loaded_with["model"] == model
+
+
+def test_windows_of_one_file_go_side_by_side(fake: Any, wav: str) -> None:
+    assert main(["transcribe", wav, "--batch_size", "4"]) == 0
+    assert fake.calls[0][0] == wav
+    assert fake.calls[0][1]["batch_size"] == 4
+
+
+def test_a_dash_reads_a_pipe(
+    fake: Any, wav: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe = SimpleNamespace(buffer=io.BytesIO(Path(wav).read_bytes()), isatty=lambda: False)
+    monkeypatch.setattr("sys.stdin", pipe)
+    assert main(["transcribe", "-", "-o", str(tmp_path / "out"), "-f", "txt"]) == 0
+    assert (tmp_path / "out" / "stdin.txt").read_text(encoding="utf-8") == "Grüße\n"
+    assert fake.calls[0][0] == Path(wav).read_bytes()
+
+
+def test_half_precision_on_a_cpu_is_told_and_not_used(
+    fake: Any, wav: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["transcribe", wav, "--device", "cpu", "--fp16", "True"]) == 0
+    assert fake.loaded_with["dtype"] == "float32"
+    assert "--fp16 True is slow on a CPU" in capsys.readouterr().err
 
 
 def test_prompts_and_what_is_heard_reach_the_pipeline(fake: Any, wav: str) -> None:
@@ -202,7 +283,7 @@ def test_prompts_and_what_is_heard_reach_the_pipeline(fake: Any, wav: str) -> No
 
 def test_windows_are_checked_and_decoded_again_unless_told_otherwise(fake: Any, wav: str) -> None:
     assert main(["transcribe", wav]) == 0
-    assert fake.calls[0][1]["generate_kwargs"] == CHECKS | {"task": "transcribe"}
+    assert generate_kwargs(fake) == CHECKS | {"task": "transcribe"}
 
 
 def test_a_single_temperature_is_no_ladder(fake: Any, wav: str) -> None:
@@ -223,7 +304,7 @@ def test_an_english_model_takes_every_language_as_english(
     fake.model.generation_config.is_multilingual = False
     assert main(["transcribe", wav, "--language", "de"]) == 0
     assert "knows English only; --language de is taken as en" in capsys.readouterr().err
-    assert fake.calls[0][1]["generate_kwargs"] == CHECKS
+    assert generate_kwargs(fake) == CHECKS
     assert main(["transcribe", wav, "--language", "en"]) == 0
     assert capsys.readouterr().err == ""
     assert main(["transcribe", wav, "--task", "translate"]) == 2
@@ -249,6 +330,15 @@ def test_an_english_model_takes_every_language_as_english(
         (["--vad_speech_pad_ms", "9"], "need --vad_filter True"),
         (["--vad_filter", "True", "--vad_speech_pad_ms", "-9"], "speech_pad_ms=-9"),
         (["--carry_initial_prompt", "True"], "needs an --initial_prompt"),
+        (["--fp16", "True", "--dtype", "float32"], "both say the numbers' type"),
+        (["--threads", "-1"], "not a whole number of at least 0"),
+        (["--suppress_tokens", "a,b"], "token ids with commas"),
+        (["--length_penalty", "1.5"], "accepted are 0 to 1"),
+        (["--patience", "2", "--beam_size", "1"], "--patience is for a search"),
+        (["--append_punctuations", "!"], "needs --word_timestamps True"),
+        (["--hallucination_silence_threshold", "2"], "needs --word_timestamps True"),
+        (["--batch_size", "2", "--condition_on_previous_text", "True"], "pass one of them"),
+        (["-", "-"], "reads audio once"),
     ],
 )
 def test_wrong_usage_is_refused_before_anything_is_loaded(

@@ -105,9 +105,7 @@ def dims() -> dict[str, int]:
 
 
 @pytest.fixture
-def openai_file(
-    tmp_path: Path, weights: dict[str, torch.Tensor], dims: dict[str, int]
-) -> Callable[..., Path]:
+def openai_file(tmp_path: Path, weights: dict[str, torch.Tensor], dims: dict[str, int]) -> Callable[..., Path]:
     """Writes a .pt of openai-whisper."""
 
     def write(name: str = "tiny.pt", dtype: torch.dtype = torch.float32, **other: Any) -> Path:
@@ -144,7 +142,9 @@ def _quantise(values: np.ndarray, kind: str) -> tuple[bytes, np.ndarray]:
         else:
             step = np.float16(np.abs(block).max() / (2 ** (bits - 1) - 1))
             half = 0 if bits == 8 else 2 ** (bits - 1)
-            signed = np.clip(np.rint(block / max(float(step), 1e-9)), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1).astype(int)
+            signed = np.clip(np.rint(block / max(float(step), 1e-9)), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1).astype(
+                int
+            )
             levels = signed + half
             data += struct.pack("<e", step)
             meant += [float(step) * int(level) for level in signed]

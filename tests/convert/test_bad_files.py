@@ -74,9 +74,7 @@ def test_a_plain_pickle_that_would_run_code_runs_nothing(tmp_path: Path, out: Pa
     assert not marker.exists()
 
 
-def test_a_pytorch_model_bin_that_would_run_code_runs_nothing(
-    tmp_path: Path, out: Path, sizes: dict[str, Any]
-) -> None:
+def test_a_pytorch_model_bin_that_would_run_code_runs_nothing(tmp_path: Path, out: Path, sizes: dict[str, Any]) -> None:
     marker, source = tmp_path / "ran", tmp_path / "source"
     source.mkdir()
     (source / "config.json").write_text(json.dumps({**sizes, "model_type": "whisper"}))
@@ -139,9 +137,7 @@ def test_numbers_that_are_none_are_refused(
 # ---------------------------------------------------------------------- ggml
 
 
-def test_a_ggml_file_cut_short_anywhere_says_where(
-    ggml_file: Callable[..., tuple[Path, Weights]], out: Path
-) -> None:
+def test_a_ggml_file_cut_short_anywhere_says_where(ggml_file: Callable[..., tuple[Path, Weights]], out: Path) -> None:
     path, _ = ggml_file("q5_0")
     content = path.read_bytes()
     for length in (0, 3, 20, 60, 5_000, 7_000, 10_000, len(content) // 2, len(content) - 1):
@@ -184,7 +180,9 @@ def test_an_unknown_type_an_old_one_and_a_doubled_tensor_are_refused(
     changed = bytearray(content)
     struct.pack_into("<i", changed, start + 8, 14)
     path.write_bytes(changed)
-    with pytest.raises(CorruptCheckpointError, match="conv1.weight' .byte [0-9,]+. is of type 14; read are f32, f16, q4_0"):
+    with pytest.raises(
+        CorruptCheckpointError, match="conv1.weight' .byte [0-9,]+. is of type 14; read are f32, f16, q4_0"
+    ):
         convert(path, out)
     length = 4 * 6 + len(name) + 2 * 32 * 8 * 3
     path.write_bytes(content + content[start : start + length])

@@ -13,14 +13,17 @@ import pytest
 import torch
 
 from audiomm import WhisperForConditionalGeneration, WhisperProcessor
-from audiomm.base.weights import find_checkpoint
+from audiomm.base.errors import ConfigError, UnsafeCheckpointError
 from audiomm.base.hub import Source
+from audiomm.base.weights import find_checkpoint
 from audiomm.convert import convert
 
 Weights = dict[str, torch.Tensor]
 
 
-def check(folder: Path, expected: Weights, sizes: dict[str, Any], exact: bool = True) -> WhisperForConditionalGeneration:
+def check(
+    folder: Path, expected: Weights, sizes: dict[str, Any], exact: bool = True
+) -> WhisperForConditionalGeneration:
     """The folder loads, and holds `expected` and the sizes of the tiny model."""
     model = WhisperForConditionalGeneration.from_pretrained(folder, dtype="float32")
     found = model.state_dict()
@@ -40,7 +43,9 @@ def check_text(folder: Path, tokens: list[bytes], special_tokens: list[str]) -> 
     """The processor of the folder reads and writes with the vocabulary of the file."""
     tokenizer = WhisperProcessor.from_pretrained(folder).tokenizer
     vocabulary = tokenizer.get_vocab()
-    assert [vocabulary[token] for token in special_tokens] == list(range(len(tokens), len(tokens) + len(special_tokens)))
+    assert [vocabulary[token] for token in special_tokens] == list(
+        range(len(tokens), len(tokens) + len(special_tokens))
+    )
     ids = tokenizer.encode("hello the", add_special_tokens=False)
     assert ids == [tokens.index(piece) for piece in (b"he", b"ll", b"o", b" the")]
     assert tokenizer.decode(ids) == "hello the"
@@ -161,9 +166,7 @@ def test_the_older_vocabulary_of_ctranslate2_is_read_too(
 
 
 @pytest.fixture
-def hub_folder(
-    tmp_path: Path, model: Any, ggml_file: Callable[..., tuple[Path, Weights]]
-) -> Callable[..., Path]:
+def hub_folder(tmp_path: Path, model: Any, ggml_file: Callable[..., tuple[Path, Weights]]) -> Callable[..., Path]:
     """A folder with config and tokenizer and no weights."""
 
     def make(**settings: Any) -> Path:
@@ -279,8 +282,6 @@ def test_a_tensorflow_model(
 def test_an_h5_file_that_points_elsewhere_is_refused(
     hub_folder: Callable[..., Path], weights: Weights, tmp_path: Path
 ) -> None:
-    from audiomm.base.errors import UnsafeCheckpointError
-
     source = hub_folder()
     path = source / "tf_model.h5"
     h5py = _write_h5(path, weights)
@@ -295,25 +296,45 @@ def test_an_h5_file_that_points_elsewhere_is_refused(
         convert(source, tmp_path / "out")
 
 
-def test_older_settings_of_a_folder_are_brought_up_to_date(
-    model: Any, hub_folder: Callable[..., Path], tmp_path: Path
-) -> None:
-    source = hub_folder(
-        forced_decoder_ids=[[1, 50263], [2, 50359]], suppress_tokens=[5, 6], max_length=225, begin_suppress_tokens=[1, 2]
-    )
-    (source / "generation_config.json").unlink()
+def _with_weights(source: Path, model: Any) -> Path:
     model.save_pretrained(source / "weights")
     (source / "weights" / "model.safetensors").rename(source / "model.safetensors")
-    folder = convert(source, tmp_path / "out")
+    return source
+
+
+def test_older_settings_of_a_folder_are_brought_up_to_date(
+    model: Any, hub_folder: Callable[..., Path], tmp_path: Path, tokens: list[bytes]
+) -> None:
+    german, translate, end = len(tokens) + 4, len(tokens) + 5, len(tokens)
+    source = hub_folder(
+        forced_decoder_ids=[[1, german], [2, translate]], suppress_tokens=[5, 6], max_length=225,
+        begin_suppress_tokens=[1, 2],
+    )  # fmt: skip
+    (source / "generation_config.json").unlink()
+    folder = convert(_with_weights(source, model), tmp_path / "out")
     config = json.loads((folder / "config.json").read_text())
     assert not {"forced_decoder_ids", "max_length"} & config.keys()
     assert config["suppress_tokens"] is None
     settled = generation(folder)
+    assert "forced_decoder_ids" not in settled
+    assert (settled["language"], settled["task"]) == ("<|de|>", "translate")
     assert settled["suppress_tokens"] == [5, 6]
     assert settled["begin_suppress_tokens"] == [1, 2]
     assert settled["max_length"] == 40
-    # In a vocabulary of another size these numbers are no language: they are kept, not guessed at.
-    assert settled["forced_decoder_ids"] == [[1, 50263], [2, 50359]]
+    again = WhisperForConditionalGeneration.from_pretrained(folder)
+    ids = again.generate(torch.zeros(1, 8, 100), force_unique_generate_call=True, max_new_tokens=1)
+    assert ids[0].tolist()[:4] == [end + 1, german, translate, end + 10]
+
+
+def test_forced_tokens_that_are_no_language_are_kept_and_nonsense_is_refused(
+    model: Any, hub_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = _with_weights(hub_folder(forced_decoder_ids=[[1, 7]]), model)
+    assert generation(convert(source, tmp_path / "out"))["forced_decoder_ids"] == [[1, 7]]
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "forced_decoder_ids": [7]}))
+    with pytest.raises(ConfigError, match=r"forced_decoder_ids=.7.: .place, token. pairs are needed"):
+        convert(source, tmp_path / "other")
 
 
 def test_a_classifier_is_converted_without_a_tokenizer(tmp_path: Path, sizes: dict[str, Any]) -> None:
@@ -345,7 +366,9 @@ def test_a_head_of_its_own_is_kept(
     head = np.random.default_rng(1).normal(size=meant["model.decoder.embed_tokens.weight"].shape).astype("<f4")
     count_at = 4 + 2 + len("WhisperSpec\0") + 4
     count = struct.unpack_from("<I", content, count_at)[0]
-    entry = struct.pack("<H", len(alias)) + alias + struct.pack("<B2IBI", 2, *head.shape, 0, head.nbytes) + head.tobytes()
+    entry = (
+        struct.pack("<H", len(alias)) + alias + struct.pack("<B2IBI", 2, *head.shape, 0, head.nbytes) + head.tobytes()
+    )
     changed = content[:count_at] + struct.pack("<I", count + 1) + content[count_at + 4 : place] + entry + bytes(4)
     (source / "model.bin").write_bytes(changed)
     folder = convert(source, tmp_path / "out")

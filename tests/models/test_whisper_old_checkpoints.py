@@ -82,7 +82,10 @@ OLD = {
     "a length of 20": (None, {"max_length": 20, "num_beams": 1, "early_stopping": False}),
     "an outdated generation config": ({"_from_model_config": True, "eos_token_id": 50257, "max_length": 32}, {}),
     "suppressed tokens in the config": (None, {"suppress_tokens": SUPPRESSED, "begin_suppress_tokens": [220, 50257]}),
-    "settings of training": (None, {"apply_spec_augment": True, "use_cache": False, "dropout": 0.1, "torch_dtype": None}),
+    "settings of training": (
+        None,
+        {"apply_spec_augment": True, "use_cache": False, "dropout": 0.1, "torch_dtype": None},
+    ),
 }
 
 
@@ -204,7 +207,9 @@ def test_a_vocabulary_of_its_own_is_not_filled_in(load: Callable[..., WhisperFor
 
 
 def test_what_a_generation_config_says_is_kept() -> None:
-    config = GenerationConfig(lang_to_id={"<|xx|>": 50259}, max_length=100, is_multilingual=True, alignment_heads=[[1, 1]])
+    config = GenerationConfig(
+        lang_to_id={"<|xx|>": 50259}, max_length=100, is_multilingual=True, alignment_heads=[[1, 1]]
+    )
     complete(config, WhisperConfig())
     assert config.lang_to_id == {"<|xx|>": 50259}
     assert config.max_length == 100
@@ -250,9 +255,13 @@ def test_a_tokenizer_in_the_three_old_files_is_read(tmp_path: Path) -> None:
     assert added is not None
     named = [token.replace("nospeech", "nocaptions") for token in added[:-1501] if token != "<|endoftext|>"]
     end = len(words)
-    (tmp_path / "vocab.json").write_text(json.dumps({word: place for place, word in enumerate([*words, "<|endoftext|>"])}))
+    (tmp_path / "vocab.json").write_text(
+        json.dumps({word: place for place, word in enumerate([*words, "<|endoftext|>"])})
+    )
     (tmp_path / "merges.txt").write_text("#version: 0.2\nĠ t\nh e\nĠt he\n")
-    (tmp_path / "added_tokens.json").write_text(json.dumps({token: end + 1 + place for place, token in enumerate(named)}))
+    (tmp_path / "added_tokens.json").write_text(
+        json.dumps({token: end + 1 + place for place, token in enumerate(named)})
+    )
     names = dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), "<|endoftext|>")
     (tmp_path / "special_tokens_map.json").write_text(json.dumps({**names, "additional_special_tokens": named}))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "WhisperTokenizer", **names}))
@@ -264,6 +273,10 @@ def test_a_tokenizer_in_the_three_old_files_is_read(tmp_path: Path) -> None:
     assert text[-1] == end
     assert tokenizer.decode(text, skip_special_tokens=True) == "the the"
     assert tokenizer.is_timestamp(tokenizer.timestamp_begin)
-    times = [tokenizer.timestamp_begin, *tokenizer.encode(" the", add_special_tokens=False), tokenizer.timestamp_begin + 50]
+    times = [
+        tokenizer.timestamp_begin,
+        *tokenizer.encode(" the", add_special_tokens=False),
+        tokenizer.timestamp_begin + 50,
+    ]
     offsets = tokenizer.decode(times, output_offsets=True)["offsets"]
     assert offsets == [{"text": " the", "timestamp": (0.0, 1.0)}]

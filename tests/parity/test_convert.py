@@ -24,7 +24,12 @@ SIZES = {
     "encoder_ffn_dim": 256, "decoder_layers": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 256,
     "max_source_positions": 50, "max_target_positions": 40,
 }  # fmt: skip
-TEXTS = ["hello world, it's 2026!", " Grüße an 你好 🎤 12,345.67", "  two  spaces\n\nand lines\t", "♪♪ [music] «ça va?»"]
+TEXTS = [
+    "hello world, it's 2026!",
+    " Grüße an 你好 🎤 12,345.67",
+    "  two  spaces\n\nand lines\t",
+    "♪♪ [music] «ça va?»",
+]
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +81,7 @@ def test_logits_of_an_openai_model_are_the_same_here_and_in_transformers(
             torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
 
 
-def test_the_tokenizer_of_the_converted_folder_is_the_one_openai_has(
-    openai: Any, folder: Path, reference: Any
-) -> None:
+def test_the_tokenizer_of_the_converted_folder_is_the_one_openai_has(openai: Any, folder: Path, reference: Any) -> None:
     theirs = openai.tokenizer.get_tokenizer(True, num_languages=99)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -150,7 +153,9 @@ def test_folders_that_ctranslate2_wrote(
         warnings.simplefilter("ignore")
         converters.TransformersConverter(str(folder)).convert(str(tmp_path / "ct2"), quantization=quantization)
         model = reference.WhisperForConditionalGeneration.from_pretrained(folder).eval()
-    again = WhisperForConditionalGeneration.from_pretrained(convert(tmp_path / "ct2", tmp_path / "out"), dtype="float32")
+    again = WhisperForConditionalGeneration.from_pretrained(
+        convert(tmp_path / "ct2", tmp_path / "out"), dtype="float32"
+    )
     # Rounding to the type: exact, then 8, 8 and 10 bits of the largest number of a row or matrix.
     error = {None: 0.0, "bfloat16": 1 / 256, "int8": 1 / 254, "int16": 1 / 1024}
     state = again.state_dict()

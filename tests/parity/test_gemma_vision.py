@@ -137,12 +137,13 @@ def test_settings_are_read_from_either_side(theirs: Any, tmp_path: Path) -> None
 
 # ---------------------------------------------------------------------- Gemma 3n's tower
 
-INVERTED = {"block_type": "uir", "stride": 1, "dw_kernel_size_start": 0, "dw_kernel_size_mid": 0,
-            "dw_kernel_size_end": 0}  # fmt: skip
-EDGE = {"block_type": "er", "exp_kernel_size": 3, "pw_kernel_size": 1, "out_chs": 16, "exp_ratio": 2.0}
-ATTENTION = {"block_type": "mqa", "dw_kernel_size": 3, "stride": 1, "num_heads": 2}
+COMMON = {"act_layer": None, "noskip": False, "se_ratio": 0.0, "stride": 1}
+INVERTED = COMMON | {"block_type": "uir", "dw_kernel_size_start": 0, "dw_kernel_size_mid": 0, "dw_kernel_size_end": 0}
+EDGE = COMMON | {"block_type": "er", "exp_kernel_size": 3, "pw_kernel_size": 1, "force_in_chs": 0, "out_chs": 16,
+                 "exp_ratio": 2.0}  # fmt: skip
+ATTENTION = COMMON | {"block_type": "mqa", "dw_kernel_size": 3, "num_heads": 2}
 STAGES = [
-    [EDGE | {"stride": 2}, EDGE | {"stride": 1}],
+    [EDGE | {"stride": 2}, EDGE],
     [
         INVERTED | {"out_chs": 24, "stride": 2, "exp_ratio": 6.0, "dw_kernel_size_start": 3, "dw_kernel_size_mid": 5},
         INVERTED | {"out_chs": 24, "exp_ratio": 4.0, "dw_kernel_size_start": 5},
@@ -151,6 +152,7 @@ STAGES = [
         INVERTED | {"out_chs": 32, "stride": 2, "exp_ratio": 3.0, "dw_kernel_size_start": 5, "dw_kernel_size_mid": 5},
         INVERTED | {"out_chs": 32, "exp_ratio": 1.0},
         ATTENTION | {"out_chs": 32, "key_dim": 8, "value_dim": 8, "kv_stride": 2},
+        INVERTED | {"out_chs": 32, "exp_ratio": 2.0},
     ],
     [
         INVERTED | {"out_chs": 40, "stride": 2, "exp_ratio": 2.0, "dw_kernel_size_start": 5, "dw_kernel_size_mid": 5},
@@ -255,8 +257,8 @@ def test_what_goes_into_the_layers_is_the_reference_s_where_there_are_patches(th
     reference.set_attn_implementation("eager")
     ours = Gemma4VisionModel(Gemma4VisionConfig(**TINY_4)).eval()
     ours.load_state_dict(reference.state_dict())
-    positions = torch.stack([grid(6, 9, 60), grid(3, 3, 60)])
-    pixels = torch.rand(2, 60, 48, generator=torch.Generator().manual_seed(2))
+    positions = torch.stack([grid(6, 9, 63), grid(3, 3, 63)])
+    pixels = torch.rand(2, 63, 48, generator=torch.Generator().manual_seed(2))
     expected = reference(pixels, positions, output_hidden_states=True, output_attentions=True)
     seen = ours(pixels, positions, output_hidden_states=True, output_attentions=True)
     for picture_index, count in enumerate((54, 9)):

@@ -89,12 +89,16 @@ class FakeModel(nn.Module):
         segments = []
         for number in range(features.shape[0]):
             row = features[number : number + 1, :, :][0, 0]
-            seconds = row[: len(row) // 100 * 100].reshape(-1, 100).amax(dim=1)
-            segments.append([self._segment(int(second)) for second in (seconds > 0.4).nonzero()[:, 0]])
+            segments.append([self._segment(second) for second in self._sounds(row)])
         tokens = [[int(token) for segment in row for token in segment["tokens"]] for row in segments]
         longest = max(map(len, tokens))
         sequences = torch.tensor([row + [0] * (longest - len(row)) for row in tokens])
         return {"sequences": sequences, "segments": segments, "languages": ["fr"] * features.shape[0]}
+
+    @staticmethod
+    def _sounds(row: torch.Tensor) -> list[int]:
+        seconds = row[: len(row) // 100 * 100].reshape(-1, 100).amax(dim=1)
+        return (seconds > 0.4).nonzero()[:, 0].tolist()
 
     @staticmethod
     def _segment(second: int) -> dict[str, Any]:

@@ -16,6 +16,10 @@ REFERENCES = {
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
 FORBIDDEN_ATTRIBUTES = {"torch.load", "torch.save", "os.system", "os.popen", "numpy.load", "np.load"}
+# (file, attribute) -> why it stands there all the same.
+ALLOWED = {
+    ("convert/torch_bin.py", "torch.load"): "audiomm convert reads the tensors of pickles, with weights_only=True",
+}
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:work|tmp|home|root|opt|mnt|Users|workspace)/")
 LINES = 500
 
@@ -46,6 +50,8 @@ def findings(tree: ast.Module) -> list[str]:
             for keyword in node.keywords:
                 if keyword.arg in ("shell", "allow_pickle") and getattr(keyword.value, "value", True) is not False:
                     found.append(f"line {node.lineno}: {keyword.arg} is not False")
+                if keyword.arg == "weights_only" and getattr(keyword.value, "value", False) is not True:
+                    found.append(f"line {node.lineno}: weights_only is not True")
         if isinstance(node, ast.Attribute) and dotted(node) in FORBIDDEN_ATTRIBUTES:
             found.append(f"line {node.lineno}: uses {dotted(node)}")
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and MACHINE_PATH.search(node.value):
@@ -54,7 +60,12 @@ def findings(tree: ast.Module) -> list[str]:
 
 
 def test_no_file_runs_code_from_data_or_leans_on_a_reference_library(source_trees: dict[str, ast.Module]) -> None:
-    wrong = [f"{path}: {text}" for path, tree in source_trees.items() for text in findings(tree)]
+    wrong = [
+        f"{path}: {text}"
+        for path, tree in source_trees.items()
+        for text in findings(tree)
+        if (path, text.split(" uses ")[-1]) not in ALLOWED
+    ]
     assert not wrong, "\n".join(wrong)
 
 
@@ -67,6 +78,7 @@ def test_no_file_runs_code_from_data_or_leans_on_a_reference_library(source_tree
         "eval('1')",
         "def f():\n    exec('x')",
         "torch.load(path)",
+        "read(path, weights_only=False)",
         "subprocess.run('ls', shell=True)",
         "os.system('ls')",
         "numpy.load(file, allow_pickle=flag)",

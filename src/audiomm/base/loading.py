@@ -136,12 +136,16 @@ def fill(
     verify: bool,
 ) -> None:
     names = {source: name for name, source in sources.items()}
+    needed = model.state_dict()
     for source, tensor in checkpoint.tensors(list(names)):
-        if not tensor.is_floating_point():
+        kind = dtype if needed[names[source]].is_floating_point() else needed[names[source]].dtype
+        if tensor.is_floating_point() != kind.is_floating_point:
             raise CheckpointMismatchError(
-                f"{source} in {checkpoint.name!r} is of type {checkpoint.dtypes[source]}; floating point is needed."
+                f"{source} in {checkpoint.name!r} is of type {checkpoint.dtypes[source]}; "
+                f"{'floating point' if kind.is_floating_point else kind} is needed."
             )
-        if verify and not _is_finite(tensor):
+        # Single numbers are bounds, which may be infinite.
+        if verify and tensor.dim() and not _is_finite(tensor):
             bad = int((~torch.isfinite(tensor)).sum())
             raise CorruptCheckpointError(
                 f"{source} in {checkpoint.files[source]}: {bad:,} of {tensor.numel():,} values are NaN or infinite. "
@@ -152,7 +156,7 @@ def fill(
         if hasattr(module, "take_weight"):  # a table that may stay where it is
             module.take_weight(tensor, device, dtype)
         else:
-            _assign(model, names[source], tensor.to(device=device, dtype=dtype))
+            _assign(model, names[source], tensor.to(device=device, dtype=kind))
 
 
 def _is_finite(tensor: Tensor) -> bool:

@@ -135,6 +135,7 @@ class GenerateOutput(ModelOutput):
         encoder_hidden_states, encoder_attentions, decoder_attentions, cross_attentions, decoder_hidden_states:
             as asked for; the decoder's are one tuple of layers a step.
         past_key_values: the cache after the last step.
+        draft_counts: of speculative decoding: rounds, tokens drafted a row, and those of them that were accepted.
     """
 
     sequences: Tensor | None = None
@@ -151,3 +152,4 @@ class GenerateOutput(ModelOutput):
     cross_attentions: tuple[tuple[Tensor, ...], ...] | None = None
     decoder_hidden_states: tuple[tuple[Tensor, ...], ...] | None = None
     past_key_values: Any = None
+    draft_counts: dict[str, int] | None = None

@@ -17,7 +17,7 @@ from datetime import datetime
 from typing import Any, ClassVar
 
 import jinja2
-from jinja2 import ext, nodes, sandbox, visitor
+from jinja2 import ext, meta, nodes, sandbox, visitor
 from jinja2.parser import Parser
 
 from .errors import ConfigError, InputError, UnsafeCheckpointError
@@ -27,6 +27,8 @@ MAX_CHARACTERS = 1 << 22
 #: Turns of loops and calls of functions and filters in one render; calls count for several.
 MAX_STEPS = 1 << 18
 _STEPS_OF_A_CALL = 4
+#: What an item of a list counts beside its own text, so that looking at a great many ends soon.
+_ITEM_CHARACTERS = 16
 #: Integers a template may compute with.
 MAX_BITS = 4096
 
@@ -83,7 +85,7 @@ def variables_of(template: str) -> frozenset[str]:
         ConfigError: The template is not valid jinja2.
     """
     try:
-        return frozenset(jinja2.meta.find_undeclared_variables(_environment().parse(template)))
+        return frozenset(meta.find_undeclared_variables(_environment().parse(template)))
     except jinja2.TemplateSyntaxError as error:
         raise ConfigError(f"the chat template is not valid jinja2: line {error.lineno}: {error.message}") from error
 
@@ -243,10 +245,10 @@ def _size(value: Any, limit: int = MAX_CHARACTERS) -> int:
     if isinstance(value, Mapping):
         value = [*value.keys(), *value.values()]
     if not isinstance(value, (list, tuple)):
-        return 8
+        return 0
     total = 2
     for item in value:
-        total += 2 + _size(item, limit - total)
+        total += _ITEM_CHARACTERS + _size(item, limit - total)
         if total > limit:
             break
     return total

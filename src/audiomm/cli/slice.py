@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import re
 
+from ..base.errors import ConfigError
 from ..models.gemma3n.slicing import slice_checkpoint
 
 
@@ -14,29 +16,40 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.source,
         arguments.output,
         arguments.size,
-        intermediate_size=arguments.intermediate_size,
-        skipped_layers=arguments.skip_layers,
+        intermediate_size=None if arguments.intermediate_size is None else neuron_counts(arguments.intermediate_size),
+        skipped_layers=() if arguments.skip_layers is None else layer_list(arguments.skip_layers),
         **options,
     ).get_text_config()
-    sizes = sorted(set(config.intermediate_size))
-    widths = " and ".join(f"{size:,}" for size in sizes)
+    widths = " and ".join(f"{size:,}" for size in sorted(set(config.intermediate_size)))
     print(f"{arguments.output}: {config.num_hidden_layers} layers of {widths} neurons")
     return 0
 
 
 def layer_list(text: str) -> list[int]:
-    """Layer numbers and ranges of them: "20-24,30"."""
+    """Layer numbers and ranges of them: "20-24,30".
+
+    Raises:
+        ConfigError: The text is something else.
+    """
     layers: list[int] = []
-    for part in filter(None, text.split(",")):
-        first, _, last = part.partition("-")
-        layers += range(int(first), int(last or first) + 1)
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
+        if match is None:
+            raise ConfigError(f"--skip_layers {text!r}: layers and ranges with commas are needed, as in 20-24,30.")
+        layers += range(int(match[1]), int(match[2] or match[1]) + 1)
     return layers
 
 
 def neuron_counts(text: str) -> int | list[int]:
-    """One number, or numbers with commas, "8192x4" standing for four of them."""
+    """One number, or one a layer with commas, where "8192x4" stands for four of them.
+
+    Raises:
+        ConfigError: The text is something else.
+    """
     counts: list[int] = []
     for part in text.split(","):
-        size, _, times = part.partition("x")
-        counts += [int(size)] * int(times or 1)
+        match = re.fullmatch(r"(\d+)(?:x(\d+))?", part.strip())
+        if match is None:
+            raise ConfigError(f"--intermediate_size {text!r}: a number, or numbers with commas as in 8192x20,16384x5.")
+        counts += [int(match[1])] * int(match[2] or 1)
     return counts[0] if len(counts) == 1 else counts

@@ -20,9 +20,7 @@ from ..base.errors import (
     UnsafeCheckpointError,
 )
 from ..base.hub import Source, read_json
-from ..base.languages import LANGUAGES
 from ..base.weights import find_checkpoint
-from ..models.whisper.published import special_ids
 from .flax import read_flax
 from .foreign import Foreign
 from .tensorflow import read_tensorflow
@@ -123,38 +121,14 @@ def _with_prefix(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _settled(generation: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    """The options of generate() in today's form: forced tokens become the language and the task they stand for.
-
-    Forced tokens that are neither stay as they are.
-    """
+    """What both files say about generate(); where there is no generation_config.json, config.json's lists count."""
     settled = dict(generation)
-    for name in (*_IDS, "suppress_tokens", "begin_suppress_tokens"):
-        if settled.get(name) is None and config.get(name) is not None:
-            settled[name] = config[name]
-    forced = generation.get("forced_decoder_ids") or config.get("forced_decoder_ids")
-    settled.pop("forced_decoder_ids", None)
-    named = _named(forced or [], int(config.get("vocab_size", 0)))
-    if named is None:
-        settled["forced_decoder_ids"] = forced
-        return settled
-    for name, value in named.items():
+    for name in _IDS:
         if settled.get(name) is None:
-            settled[name] = value
+            settled[name] = config.get(name)
+    for name in ("suppress_tokens", "begin_suppress_tokens"):
+        if generation or name in config:
+            settled.setdefault(name, None if generation else config.get(name))
+    if not settled.get("forced_decoder_ids"):
+        settled["forced_decoder_ids"] = config.get("forced_decoder_ids")
     return settled
-
-
-def _named(forced: list[Any], vocab_size: int) -> dict[str, str] | None:
-    """Language and task that forced (place, token) pairs stand for, None when they stand for something else."""
-    names = {number: token for token, number in (special_ids(vocab_size) or {}).items()}
-    found: dict[str, str] = {}
-    for place, number in forced:
-        token = names.get(number, "")
-        if number is None or token == "<|notimestamps|>":
-            continue
-        if token in ("<|transcribe|>", "<|translate|>"):
-            found["task"] = token[2:-2]
-        elif place == 1 and token[2:-2] in LANGUAGES:
-            found["language"] = token
-        else:
-            return None
-    return found

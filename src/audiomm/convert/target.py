@@ -28,13 +28,15 @@ from ..base.weights import parse_dtype, save_weights
 from ..models import whisper
 from ..models.whisper import WhisperConfig, WhisperFeatureExtractor, WhisperTokenizer
 from ..models.whisper.config import FRAMES_PER_SECOND
-from ..models.whisper.published import ENGLISH_ONLY, TIMESTAMPS, generation_fields, special_ids
+from ..models.whisper.published import ENGLISH_ONLY, TIMESTAMPS, generation_fields, special_ids, without_forced
 from .foreign import Foreign
 from .vocabulary import build_tokenizer, read_tiktoken, suppressed_tokens
 
 logger = logging.getLogger("audiomm.convert")
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
+#: Options for which null is an answer: nothing is suppressed, and any first timestamp is fine.
+_MAY_BE_NONE = ("suppress_tokens", "begin_suppress_tokens", "max_initial_timestamp_index")
 _IDS = {"bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"}
 
 
@@ -210,7 +212,9 @@ def _generation(foreign: Foreign, config: WhisperConfig, tokenizer: WhisperToken
     space = tokenizer.encode(" ", add_special_tokens=False)
     fields["suppress_tokens"] = suppressed_tokens(tokenizer)
     fields["begin_suppress_tokens"] = [*space, fields["eos_token_id"]]
-    said = {name: value for name, value in (foreign.generation or {}).items() if value is not None}
+    said = {
+        name: value for name, value in (foreign.generation or {}).items() if value is not None or name in _MAY_BE_NONE
+    }
     suppressed = said.get("suppress_tokens")
     if isinstance(suppressed, list) and -1 in suppressed:  # openai-whisper's and CTranslate2's word for the usual ones
         said.pop("suppress_tokens")
@@ -219,7 +223,7 @@ def _generation(foreign: Foreign, config: WhisperConfig, tokenizer: WhisperToken
             "%s: no alignment heads are known for this size; words are timed by all heads of the decoder's later half.",
             foreign.name,
         )
-    return {**fields, **said}
+    return without_forced({**fields, **said}, tokenizer.get_vocab())
 
 
 def _extractor(foreign: Foreign, config: WhisperConfig) -> WhisperFeatureExtractor:

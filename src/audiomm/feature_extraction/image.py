@@ -428,3 +428,8 @@ def _height_and_width(size: Any) -> dict[str, int]:
         raise ConfigError(f"size={size!r}: {{'height': pixels, 'width': pixels}} is needed.")
     require_positive(**{f"size[{name!r}]": size[name] for name in ("height", "width")})
     return {"height": int(size["height"]), "width": int(size["width"])}
+
+
+#: Names under which older checkpoints were saved.
+SiglipImageProcessorFast = SiglipImageProcessor
+Gemma4ImageProcessorFast = Gemma4ImageProcessor

@@ -8,6 +8,7 @@ the step too many is dropped.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any, Protocol
 
 import torch
@@ -118,6 +119,8 @@ class DecodeState:
     logprobs: Tensor | None
     live_steps: Tensor
     trouble: Tensor
+    #: (rows, 1, width) the last state of the prompt, where the model tells it: what drafters begin with.
+    hidden: Tensor | None = None
 
     @property
     def ids(self) -> Tensor:
@@ -217,10 +220,12 @@ def start(request: DecodeRequest, copies: int, record: Record) -> tuple[DecodeSt
     unseen = 0 if embeddings is None else max(0, embeddings.shape[1] - prompt_length)
     limit = unseen + max(request.max_length, config.max_cache_len or 0)
     cache = request.model.make_cache(rows, max_length=limit, fixed=fixed)
-    output = request.model.prefill(
-        prompt, cache, attention_mask=request.prompt_mask, **request.model_inputs, **request.flags
-    )
-    logits = last_logits(output)
+    inputs = dict(request.model_inputs)
+    if config.prefill_chunk_size is not None and "prefill_chunk_size" in signature(request.model.prefill).parameters:
+        inputs["prefill_chunk_size"] = config.prefill_chunk_size
+    output = request.model.prefill(prompt, cache, attention_mask=request.prompt_mask, **inputs, **request.flags)
+    logits, hidden = last_logits(output), output.get("last_hidden_state")
+    hidden = None if hidden is None else hidden[:, -1:].repeat_interleave(copies, dim=0)
     record.add_output(output, copies)
     if copies > 1:
         cache.repeat(copies)
@@ -238,6 +243,7 @@ def start(request: DecodeRequest, copies: int, record: Record) -> tuple[DecodeSt
         logprobs=torch.zeros(rows, dtype=torch.float32, device=device) if request.logprobs else None,
         live_steps=torch.zeros((), dtype=torch.long, device=device),
         trouble=torch.zeros(rows, dtype=torch.long, device=device),
+        hidden=hidden,
     )
     return state, logits
 

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from ..base.errors import GenerationError
 from ..base.outputs import GenerateOutput, ModelOutput
+from ..layers.cache import SPARE
 from .decode import Decoder, DecodeRequest, DecodeState, Record, StopFlag, last_logits, start
+from .fields import DEFAULTS
 from .sample import choose, finish
 
 
@@ -93,6 +95,43 @@ class AssistantModel:
         return ids[:, length:]
 
 
+class StateDrafter:
+    """Drafts what a drafter trained on the target model's own states and keys makes of them.
+
+    Source: multi-token prediction, arXiv:2404.19737, as in Gemma 4's assistants: all drafts of a round are made at the
+    position of the newest token, each from the state that the one before it handed on.
+
+    Args:
+        model: The drafter; see `models.gemma4.assistant`.
+        request: The request whose drafts it makes.
+        state: Where the request stands; its cache is read, never written.
+    """
+
+    def __init__(self, model: Any, request: DecodeRequest, state: DecodeState) -> None:
+        _check_vocabulary(request.model, model)
+        self.model, self.target, self.state, self.processors = model, request.model, state, request.processors
+        own, asked = model.generation_config.num_assistant_tokens, request.config.num_assistant_tokens
+        self.count = own if own is not None and asked == DEFAULTS["num_assistant_tokens"] else asked or 1
+
+    def propose(self, ids: Tensor, count: int) -> Tensor:
+        length, hidden = ids.shape[1], self.state.hidden
+        if hidden is None:
+            raise GenerationError("this drafter reads the target's states, and the model in use does not tell them.")
+        pairs, masks, place = self.target.draft_view(self.state.cache)  # type: ignore[attr-defined]
+        for _ in range(min(count, self.count)):
+            embedded = self.target.embed_drafted(ids[:, -1:])  # type: ignore[attr-defined]
+            output = self.model(
+                inputs_embeds=torch.cat((embedded, hidden.to(embedded)), dim=-1),
+                position_ids=place,
+                attention_mask=masks,
+                shared_kv_states=pairs,
+            )
+            hidden = output.last_hidden_state
+            scores = self.processors(ids, output.logits[:, -1].float())
+            ids = torch.cat((ids, scores.argmax(dim=-1, keepdim=True)), dim=1)
+        return ids[:, length:]
+
+
 def replace_outputs(request: DecodeRequest) -> Any:
     """The request's config without what it wants recorded."""
     config = request.config.filled()
@@ -124,16 +163,25 @@ def speculate(
         drafter: Makes the drafts.
     """
     flag = StopFlag(logits.device, at_once=True)
-    unseen = state.cache.length - state.length  # slots of a prompt that was given as embeddings alone
+    counts = {"rounds": 0, "drafted": 0, "accepted": 0}
     _choose_and_show(request, state, logits, record)
     while state.length < request.max_length and not flag.is_set(state.finished):
-        room = request.max_length - state.length - 1
+        # So many tokens can be taken back by layers with a window.
+        room = min(request.max_length - state.length - 1, SPARE)
         drafts = drafter.propose(state.ids, room) if room else state.ids[:, :0]
         newest = state.tokens[:, state.length - 1 : state.length]
+        begin, read = state.length, state.cache.length
         output = request.model.step(torch.cat((newest, drafts), dim=1), state.cache, **request.flags)
         _take_agreed(request, state, output, drafts, record)
-        state.cache.crop(unseen + state.length - 1)
-    return finish(state, record)
+        taken = state.length - begin
+        state.cache.crop(read + taken)
+        last = output.get("last_hidden_state")
+        state.hidden = None if last is None else last[:, taken - 1 : taken]
+        for name, count in (("rounds", 1), ("drafted", drafts.shape[1]), ("accepted", taken - 1)):
+            counts[name] += count
+    result = finish(state, record)
+    result.draft_counts = counts
+    return result
 
 
 def _take_agreed(

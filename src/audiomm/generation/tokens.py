@@ -17,7 +17,7 @@ from .logits import LogitsProcessorList
 from .patience import patient_beam_search
 from .sample import sample
 from .sampling import Generators
-from .speculative import AssistantModel, Drafter, PromptLookup, speculate
+from .speculative import AssistantModel, Drafter, PromptLookup, StateDrafter, speculate
 from .stopping import StoppingCriteriaList
 
 
@@ -111,12 +111,14 @@ def generate_tokens(
 def _speculate(request: DecodeRequest, assistant: Decoder | None, inputs: dict[str, Any]) -> GenerateOutput:
     config, copies = request.config, request.config.num_return_sequences or 1
     drafter: Drafter
-    if assistant is not None:
-        drafter = AssistantModel(assistant, inputs, request, copies)
-    else:
-        drafter = PromptLookup(config.prompt_lookup_num_tokens or 1, config.max_matching_ngram_size or 2)
     record = Record(config)
     state, logits = start(request, copies, record)
+    if assistant is None:
+        drafter = PromptLookup(config.prompt_lookup_num_tokens or 1, config.max_matching_ngram_size or 2)
+    elif getattr(assistant, "drafts_from_states", False):
+        drafter = StateDrafter(assistant, request, state)
+    else:
+        drafter = AssistantModel(assistant, inputs, request, copies)
     return speculate(request, drafter, state, logits, record)
 
 

@@ -357,6 +357,19 @@ class Cache:
         """Store new (rows, heads, new, head_dim) pairs in the reserved slots and return all pairs of the layer."""
         return self.layers[layer].update(keys, values)
 
+    def view(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys and values a layer holds, and the position of each (rows, slots), -1 for empty slots and padding."""
+        stored, window = self.layers[layer], self.specs[layer].window
+        if stored.keys is None or stored.values is None:
+            raise GenerationError("the cache is empty: run the model once before reading what a layer holds.")
+        if self.fixed:
+            return stored.keys, stored.values, self._fixed[window].positions
+        first = self._growing[window].dropped
+        if self._positions is not None:
+            return stored.keys, stored.values, self._positions[:, first:]
+        places = torch.arange(first, self.length, device=stored.keys.device)
+        return stored.keys, stored.values, places.expand(len(stored.keys), -1)
+
     def cross(self, layer: int) -> tuple[Tensor, Tensor] | None:
         """The layer's pair for the encoder's positions, or None before the first pass."""
         return self._cross[layer] if self._cross_ready else None

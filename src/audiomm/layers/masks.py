@@ -105,13 +105,8 @@ def _layer_mask(
 ) -> Mask:
     past, keys = slots.of(window)
     blocks = None if window is None else blocks
-    if (
-        blocks is None
-        and slots.queries is None
-        and keys is None
-        and isinstance(kept, slice)
-        and kept == slice(-1, None)
-    ):
+    last_only = isinstance(kept, slice) and kept == slice(-1, None)
+    if last_only and blocks is None and slots.queries is None and keys is None:
         # The last token alone: what a decode step asks for.
         return attention_mask(1, None, None, past=past + count - 1, window=window, device=slots.device)
     if blocks is None and kept is None:

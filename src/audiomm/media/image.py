@@ -223,7 +223,7 @@ def _is_pil(image: Any) -> bool:
 
 def _from_file(name: str, source: Any, max_pixels: int) -> Tensor:
     try:
-        from PIL import Image, ImageOps
+        from PIL import Image, ImageOps, UnidentifiedImageError
     except ImportError as error:
         raise MissingExtra("reading picture files", "pillow", "vision") from error
     Image.init()
@@ -235,7 +235,7 @@ def _from_file(name: str, source: Any, max_pixels: int) -> Tensor:
             return _from_pil(name, upright, max_pixels)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageLimitError(f"{name} has more pixels than Pillow decodes: {error}") from error
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise ImageDecodeError(f"{name} is not a picture file that can be read ({', '.join(formats)}).") from error
     except InputError:
         raise

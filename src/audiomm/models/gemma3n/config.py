@@ -348,8 +348,8 @@ class Gemma3nConfig(PreTrainedConfig):
         unknown = [name for name in modalities if name not in self.modalities]
         if unknown or "text" not in modalities or isinstance(modalities, str):
             raise ConfigError(
-                f"modalities={modalities!r}: accepted are lists of {', '.join(map(repr, self.modalities))}, with 'text' "
-                "among them."
+                f"modalities={modalities!r}: accepted are lists of {', '.join(map(repr, self.modalities))}, with "
+                "'text' among them."
             )
         self.vision_config = self.vision_config if "image" in modalities else None
         self.audio_config = self.audio_config if "audio" in modalities else None

@@ -242,7 +242,7 @@ class Gemma3nModel(Gemma3nPreTrainedModel):
         attention_mask: Any = None,
         input_features_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | tuple[Any, ...] | None = None,
+        past_key_values: Cache | None = None,
         token_type_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         per_layer_inputs: Tensor | None = None,
@@ -284,7 +284,7 @@ class Gemma3nModel(Gemma3nPreTrainedModel):
             images = made.pooler_output.to(embeds)
         if input_features is not None or "audio" in ready:
             clips = self._clip_tokens(input_features, input_features_mask, ready.get("audio")).to(embeds)
-        goes_on = isinstance(past_key_values, tuple) or (past_key_values is not None and past_key_values.length > 0)
+        goes_on = isinstance(past_key_values, Cache) and past_key_values.length > 0
         embeds = self._place(None if goes_on and images is None and clips is None else input_ids, embeds, images, clips)
         decoded = self.language_model(
             inputs_embeds=embeds,

@@ -142,8 +142,8 @@ def _wanted(
         raise ConfigError(f"size={size!r}: accepted are {', '.join(PRESETS)}.")
     if text.num_hidden_layers != _LAYERS:
         raise ConfigError(
-            f"size={size!r} is a slice of {_LAYERS} layers, and this model has {text.num_hidden_layers}: slice an E4B, or "
-            "pass intermediate_size and skipped_layers."
+            f"size={size!r} is a slice of {_LAYERS} layers, and this model has {text.num_hidden_layers}: slice an E4B, "
+            "or pass intermediate_size and skipped_layers."
         )
     return PRESETS[size]
 

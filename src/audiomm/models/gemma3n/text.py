@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ...base.errors import ConfigError, ShapeError
+from ...base.errors import ConfigError, InputError, ShapeError
 from ...base.hub import Source
 from ...base.modeling import PreTrainedModel
 from ...base.outputs import DecoderOutput
@@ -127,8 +127,9 @@ class Gemma3nTextModel(PerLayerInputs, Gemma3nPreTrainedModel):
         return self.embed_tokens
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
-        scaled = isinstance(value, ScaledEmbedding)
-        self.embed_tokens = value if scaled else ScaledEmbedding.of(value, self.config.hidden_size**0.5)
+        if not isinstance(value, ScaledEmbedding):
+            value = ScaledEmbedding.of(value, self.config.hidden_size**0.5)
+        self.embed_tokens = value
 
     def cache_specs(self) -> list[LayerSpec]:
         """What each layer that has keys and values of its own keeps while generating."""
@@ -147,7 +148,7 @@ class Gemma3nTextModel(PerLayerInputs, Gemma3nPreTrainedModel):
         per_layer_inputs: Tensor | None = None,
         attention_mask: Any = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | tuple[Any, ...] | None = None,
+        past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
@@ -164,7 +165,7 @@ class Gemma3nTextModel(PerLayerInputs, Gemma3nPreTrainedModel):
             attention_mask: (rows, past + new), 0 for padding; or (rows, 1, new, past + new), True or 0.0 where a token
                 is seen; or a dict of such, by kind of layer.
             position_ids: (rows, new); follows from the mask and the cache when None.
-            past_key_values: A Cache, or the tuples of older programs.
+            past_key_values: What an earlier call returned, or `make_cache`.
             use_cache: Keep keys and values for a next call; config.use_cache when None.
             last_positions: How many of the last positions the caller will read; 0 is all. The layers that share keys
                 and values then leave the others out, which changes nothing of what is read.
@@ -175,6 +176,7 @@ class Gemma3nTextModel(PerLayerInputs, Gemma3nPreTrainedModel):
 
         Raises:
             ShapeError: Both or none of input_ids and inputs_embeds, or per_layer_inputs beside input_ids.
+            InputError: past_key_values is no cache.
         """
         config = self.config
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
@@ -274,11 +276,13 @@ class Gemma3nTextModel(PerLayerInputs, Gemma3nPreTrainedModel):
 
     # ------------------------------------------------------------------ what attention is told
 
-    def _cache(self, past: Cache | tuple[Any, ...] | None, use_cache: bool) -> Cache | PassThrough:
+    def _cache(self, past: Any, use_cache: bool) -> Cache | PassThrough:
         if isinstance(past, Cache):
             return past
         if past is not None:
-            return Cache.from_legacy_cache(self.cache_specs(), past)
+            raise InputError(
+                f"past_key_values is a {type(past).__name__}: pass the cache that an earlier call returned, or make_cache()."
+            )
         # Recomputing a layer in the backward pass would store its keys twice.
         wanted = use_cache and not (self.gradient_checkpointing and self.training)
         return Cache(self.cache_specs()) if wanted else PassThrough()

@@ -379,8 +379,9 @@ class Gemma3nVisionModel(PreTrainedModel):
     """The tower as a model of its own; transformers calls it TimmWrapperModel."""
 
     config_class = Gemma3nVisionConfig
-    base_model_prefix: ClassVar[str] = "timm_model"
+    base_model_prefix: ClassVar[str] = "model.vision_tower"
     main_input_name: ClassVar[str] = "pixel_values"
+    ignored_weights: ClassVar[tuple[str, ...]] = (r"model\.", r"lm_head\.")
     no_split_modules: ClassVar[tuple[str, ...]] = ("EdgeResidual", "InvertedResidual", "MobileAttention")
     config: Gemma3nVisionConfig
 

@@ -222,7 +222,7 @@ class Gemma4TextConfig(PreTrainedConfig):
         return (self.per_layer_config or {}).get(f"{layer:0{digits}d}", {})
 
     def kind_of(self, layer: int) -> str:
-        """ "sliding_attention" or "full_attention"."""
+        """What the layer looks at: "sliding_attention" or "full_attention"."""
         return self.layer_types[layer]  # type: ignore[index]
 
     def window_of(self, layer: int) -> int | None:

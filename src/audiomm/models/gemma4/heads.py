@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from ...base.errors import ShapeError
@@ -12,6 +14,7 @@ from ...base.outputs import ModelOutput
 from ...generation import GenerationConfig, GenerationMixin
 from ...layers.cache import Cache, LayerSpec
 from ...layers.language_head import IGNORED_LABEL, following_labels, label_loss, token_logits
+from ...layers.masks import Mask, attention_mask
 from ...layers.per_layer import PerLayerTable
 from .config import Gemma4TextConfig
 from .text import CACHE_ONLY, Gemma4PreTrainedModel, Gemma4TextModel, Pair
@@ -33,6 +36,7 @@ class Gemma4CausalLMOutput(ModelOutput):
         image_hidden_states, audio_hidden_states: (tokens, width) features put in the place of the media's marks.
         shared_kv_states: {kind of layer: (keys, values)} of the last layer of each kind, if asked for.
         router_logits: One (tokens, experts) tensor of probabilities a layer, if asked for.
+        last_hidden_state: (rows, kept tokens, width), after the last norm, for drafters.
     """
 
     loss: Tensor | None = None
@@ -44,6 +48,7 @@ class Gemma4CausalLMOutput(ModelOutput):
     audio_hidden_states: Tensor | None = None
     shared_kv_states: dict[str, Pair] | None = None
     router_logits: tuple[Tensor, ...] | None = None
+    last_hidden_state: Tensor | None = None
 
 
 @dataclass
@@ -103,7 +108,34 @@ class Gemma4WithTokenHead(GenerationMixin, Gemma4PreTrainedModel):
 
     def step(self, input_ids: Tensor, cache: Cache, **flags: Any) -> Gemma4CausalLMOutput:
         """Decode steps: (rows, new) token ids to logits (rows, new, vocabulary)."""
-        return self.headed(self.get_decoder()(input_ids, past_key_values=cache, **flags))
+        decoded = self.get_decoder()(input_ids, past_key_values=cache, **flags)
+        return self.headed(decoded, last_hidden_state=decoded.last_hidden_state)
+
+    def embed_drafted(self, input_ids: Tensor) -> Tensor:
+        """(rows, 1, width) embeddings of drafted tokens (rows, 1), as the decoder reads them."""
+        embedded: Tensor = self.get_decoder().embed_tokens(input_ids)
+        return embedded
+
+    def draft_view(self, cache: Cache) -> tuple[dict[str, Pair], dict[str, Mask], Tensor]:
+        """What a drafter reads of the cache, whose tokens are all before the newest one.
+
+        Returns:
+            Keys and values of the last layer of each kind that has its own; who is seen; and the position of the newest
+            token (rows, 1).
+        """
+        config = self.get_decoder().config
+        sources = {config.kind_of(index): index for index in range(config.first_shared_layer)}
+        pairs: dict[str, Pair] = {}
+        masks: dict[str, Mask] = {}
+        place = torch.zeros(0)
+        for kind, index in sources.items():
+            keys, values, positions = cache.view(index)
+            place = positions.amax(dim=1, keepdim=True) + 1
+            window = config.window_of(index)
+            pairs[kind] = keys, values
+            # The newest token has no key yet, so one more of the earlier ones is in the window.
+            masks[kind] = attention_mask(1, place, positions, window=None if window is None else window + 1)
+        return pairs, masks, place
 
     def headed(self, decoded: Any, **fields: Any) -> Gemma4CausalLMOutput:
         """The decoder's answer with logits in place of the last hidden state."""
@@ -134,7 +166,7 @@ class Gemma4WithTokenHead(GenerationMixin, Gemma4PreTrainedModel):
         whole = any(flags.values())
         edges = [0, length] if whole else chunk_edges(length, logits_to_keep, chunk or PREFILL_CHUNK, prompt.blocks)
         decoded: Any = None
-        for begin, end in zip(edges, edges[1:], strict=False):
+        for begin, end in pairwise(edges):
             part, last = slice(begin, end), end == length
             per_layer = None if prompt.per_layer is None else prompt.per_layer[:, part]
             if prompt.ids is not None:
@@ -148,7 +180,7 @@ class Gemma4WithTokenHead(GenerationMixin, Gemma4PreTrainedModel):
                 kept=slice(-logits_to_keep, None) if last else CACHE_ONLY,
                 **flags,
             )
-        return self.headed(decoded)
+        return self.headed(decoded, last_hidden_state=decoded.last_hidden_state)
 
     def with_loss(
         self,

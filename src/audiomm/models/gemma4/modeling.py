@@ -163,9 +163,10 @@ class Gemma4Model(Gemma4PreTrainedModel):
     def require(self, part: str, kind: str) -> None:
         """Raise InputError unless this model has the part that reads this kind of media."""
         if not hasattr(self, part):
+            config = "audio_config" if kind == "audio" else "vision_config"
             raise InputError(
-                f"{ARGUMENTS[kind]} was passed, but this model takes no {kind}: its {dict(image='vision', audio='audio')[kind]}_config is "
-                "null. Leave it out, or load a checkpoint that has one."
+                f"{ARGUMENTS[kind]} was passed, but this model takes no {kind}: its {config} is null. Leave it out, or "
+                "load a checkpoint that has one."
             )
 
     # ------------------------------------------------------------------ media among the tokens
@@ -410,6 +411,10 @@ class Gemma4ForConditionalGeneration(Gemma4WithTokenHead):
         output = self.read_prompt(prompt, cache, attention_mask, logits_to_keep, prefill_chunk_size, **flags)
         output.image_hidden_states, output.audio_hidden_states = hidden_features(features).values()
         return output
+
+    def embed_drafted(self, input_ids: Tensor) -> Tensor:
+        """(rows, 1, width) embeddings of drafted tokens (rows, 1), as the decoder reads them."""
+        return super().embed_drafted(self.model.text_ids(input_ids))
 
     def step(self, input_ids: Tensor, cache: Cache, **flags: Any) -> Gemma4CausalLMOutput:
         """Decode steps: (rows, new) token ids to logits (rows, new, vocabulary)."""

@@ -324,7 +324,7 @@ class Gemma4TextModel(PerLayerInputs, Gemma4PreTrainedModel):
             position_ids = slots.queries
         if position_ids is None:
             position_ids = torch.arange(slots.past, slots.past + count, device=hidden.device)[None]
-        tables = self._tables(position_ids.clamp(min=0), hidden.dtype)
+        tables = self.tables(position_ids.clamp(min=0), hidden.dtype)
         early = kept is not None and not states_wanted and not weights_wanted
         states: list[Tensor] = []
         weights: list[Tensor] = []
@@ -393,7 +393,7 @@ class Gemma4TextModel(PerLayerInputs, Gemma4PreTrainedModel):
         wanted = use_cache and not (self.gradient_checkpointing and self.training)
         return Cache(self.cache_specs()) if wanted else PassThrough()
 
-    def _tables(self, positions: Tensor, dtype: torch.dtype) -> dict[str, Pair]:
+    def tables(self, positions: Tensor, dtype: torch.dtype) -> dict[str, Pair]:
         """Cosines and sines of positions (rows, new) for each kind of layer."""
         for kind, frequencies in self._frequencies.items():
             if frequencies.device != positions.device:

@@ -7,14 +7,13 @@ is put there when they are read.
 from __future__ import annotations
 
 import json
-import os
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from tokenizers import Tokenizer
 
 from ...base.errors import ConfigError
 from ...base.sentencepiece import SentencePieceTokenizer
-from ...base.tokenizer_files import read_backend
 
 VIDEO_TOKEN = "<|video|>"
 #: In the published vocabulary: where `<|image|>` is, and how much further `<|video|>` is.
@@ -38,19 +37,9 @@ class GemmaTokenizer(SentencePieceTokenizer):
         "eoa_token": "<audio|>",
     }
 
-    def __init__(
-        self,
-        vocab: str | dict[str, int] | None = None,
-        merges: list[Any] | None = None,
-        tokenizer_object: Tokenizer | None = None,
-        tokenizer_file: str | os.PathLike[str] | None = None,
-        **settings: Any,
-    ) -> None:
-        if tokenizer_object is None and tokenizer_file is not None:
-            tokenizer_object = read_backend(str(tokenizer_file))
-        if tokenizer_object is not None:
-            tokenizer_object = _with_video(tokenizer_object)
-        super().__init__(vocab, merges, tokenizer_object, **settings)
+    def _name_special_tokens(self, settings: Mapping[str, Any]) -> None:
+        self._tokenizer = _with_video(self._tokenizer)
+        super()._name_special_tokens(settings)
         # Unnamed, as the published processors add it, so that files written here and there are the same.
         self.add_special_tokens({"additional_special_tokens": [VIDEO_TOKEN]}, replace_extra_special_tokens=False)
 

@@ -35,8 +35,11 @@ class Gemma4UnifiedVisionEmbedder(nn.Module):
         self.multimodal_embedder = Gemma4MultimodalEmbedder(config.output_proj_dims, width, config.rms_norm_eps)
 
     def forward(self, pixel_values: Tensor, positions: Tensor) -> Tensor:
-        """Squares (images, squares, values) at (column, row) positions (images, squares, 2) to states before the last
-        embedder (images, squares, inner width).
+        """States before the last embedder, (images, squares, inner width).
+
+        Args:
+            pixel_values: (images, squares, values).
+            positions: (images, squares, 2) column and row of each square, -1 for padding.
 
         Raises:
             ShapeError: Squares of another size.
@@ -44,9 +47,9 @@ class Gemma4UnifiedVisionEmbedder(nn.Module):
         values = self.patch_dense.in_features
         if pixel_values.shape[-1] != values:
             raise ShapeError(
-                f"pixel_values is of shape {tuple(pixel_values.shape)}; (images, squares, {values}) is needed: squares of "
-                f"{self.side} x {self.side} pixels in 3 colours. Gemma4UnifiedProcessor makes them; Gemma4Processor is "
-                "for the other sizes."
+                f"pixel_values is of shape {tuple(pixel_values.shape)}; (images, squares, {values}) is needed: "
+                f"squares of {self.side} x {self.side} pixels in 3 colours. Gemma4UnifiedProcessor makes "
+                "them; Gemma4Processor is for the other sizes."
             )
         weight = self.patch_dense.weight
         hidden = self.patch_ln2(self.patch_dense(self.patch_ln1(pixel_values.to(weight.dtype))))
@@ -122,8 +125,8 @@ class Gemma4UnifiedModel(Gemma4Model):
         if input_features.dim() != 3 or input_features.shape[-1] != samples:
             raise ShapeError(
                 f"input_features is of shape {tuple(input_features.shape)}; (clips, frames, {samples}) is needed, raw "
-                f"samples, {samples} to a frame. Gemma4UnifiedProcessor makes them; Gemma4Processor makes log-mel frames "
-                "for the other sizes."
+                f"samples, {samples} to a frame. Gemma4UnifiedProcessor makes them; Gemma4Processor makes log-mel "
+                "frames for the other sizes."
             )
         if input_features_mask is None:
             input_features_mask = input_features.new_ones(input_features.shape[:2], dtype=torch.bool)

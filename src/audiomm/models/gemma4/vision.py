@@ -126,7 +126,8 @@ class Gemma4VisionEncoder(nn.Module):
         self, hidden: Tensor, positions: Tensor, want_weights: bool
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """What comes out, what went into each layer, and the attention weights if they are wanted."""
-        frequencies = rotary_frequencies(self.config.head_dim // 2, self.config.rope_parameters["rope_theta"])
+        rotary: dict[str, Any] = self.config.rope_parameters or {}
+        frequencies = rotary_frequencies(self.config.head_dim // 2, rotary["rope_theta"])
         across = rotary_tables(positions[..., 0], frequencies, hidden.dtype)
         down = rotary_tables(positions[..., 1], frequencies, hidden.dtype)
         states: list[Tensor] = []
@@ -280,8 +281,8 @@ def _grids(positions: Tensor, side: int) -> tuple[Tensor, list[tuple[int, int]]]
         picture = int((~fits).nonzero()[0])
         raise ShapeError(
             f"pixel_position_ids of picture {picture} has {int(count[picture])} places up to (x, y) = "
-            f"({int(columns[picture]) - 1}, {int(rows[picture]) - 1}); every place of a grid once, both sides multiples "
-            f"of {side}, and -1 for padding, are needed."
+            f"({int(columns[picture]) - 1}, {int(rows[picture]) - 1}); every place of a grid once, both sides "
+            f"multiples of {side}, and -1 for padding, are needed."
         )
     return order, list(zip(rows.tolist(), columns.tolist(), strict=True))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ...base.errors import ConfigError
 from ...base.languages import LANGUAGES
 from ...generation import GenerationConfig
 from .config import WhisperConfig
@@ -110,6 +111,37 @@ def generation_fields(ids: Mapping[str, int], config: WhisperConfig, multilingua
     return fields if heads is None else {**fields, "alignment_heads": heads}
 
 
+def without_forced(values: Mapping[str, Any], ids: Mapping[str, int]) -> dict[str, Any]:
+    """The values of a generation config, forced tokens written as the language and the task that they stand for.
+
+    Forced tokens that stand for something else stay as they are.
+
+    Args:
+        values: Content of generation_config.json.
+        ids: {special token: id} of the model.
+
+    Raises:
+        ConfigError: `forced_decoder_ids` is not a list of (place, token) pairs.
+    """
+    settled = dict(values)
+    forced = settled.pop("forced_decoder_ids", None) or []
+    try:
+        pairs = [(int(place), None if number is None else int(number)) for place, number in forced]
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"forced_decoder_ids={str(forced)[:80]}: [place, token] pairs are needed.") from error
+    names = {number: token for token, number in ids.items()}
+    named: dict[str, str] = {}
+    for place, number in pairs:
+        token = "<|notimestamps|>" if number is None else names.get(number, "")
+        if place == 1 and token[2:-2] in LANGUAGES:
+            named["language"] = token
+        elif token in ("<|transcribe|>", "<|translate|>"):
+            named["task"] = token[2:-2]
+        elif token != "<|notimestamps|>":
+            return dict(values)
+    return {**named, **{name: value for name, value in settled.items() if value is not None or name not in named}}
+
+
 def complete(generation: GenerationConfig, config: WhisperConfig) -> None:
     """Fill in what an older checkpoint's generation config leaves out, where the vocabulary is one of OpenAI's.
 
@@ -121,5 +153,6 @@ def complete(generation: GenerationConfig, config: WhisperConfig) -> None:
         return
     fields = generation_fields(ids, config, multilingual=config.vocab_size != ENGLISH_ONLY)
     for name, value in fields.items():
-        if getattr(generation, name, None) is None:
+        is_open = name == "max_initial_timestamp_index" and hasattr(generation, name)
+        if getattr(generation, name, None) is None and not is_open:
             setattr(generation, name, value)

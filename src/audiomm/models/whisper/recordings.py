@@ -58,6 +58,7 @@ class Recording:
         language: Code of its language, or None where the model has no choice.
         language_probabilities: {code: probability} where the language was detected.
         spoken: Code of the language of the next window; another one only in multilingual recordings.
+        spoken_until_seconds: End of the last segment or word.
         windows: Heard so far.
         parts: (start, end) in frames of what is to be heard after `end`.
     """
@@ -72,6 +73,7 @@ class Recording:
     segments: list[dict[str, Any]] = field(default_factory=list)
     history: list[Tensor] = field(default_factory=list)
     token_times: list[Tensor] = field(default_factory=list)
+    spoken_until_seconds: float = 0.0
     windows: int = 0
     parts: list[tuple[int, int]] = field(default_factory=list)
 
@@ -135,6 +137,9 @@ class Recording:
         self.segments += segments
         self.history += history
         for segment in segments:
+            # Words that were found nowhere may end after their segment.
+            ends = [float(segment["end"]), *(word["end"] for word in segment.get("words", ()))]
+            self.spoken_until_seconds = max(self.spoken_until_seconds, *ends)
             if "token_timestamps" in segment:
                 self.token_times.append(segment["token_timestamps"] - self.seek / FRAMES_PER_SECOND)
 

@@ -269,7 +269,7 @@ class Transcription:
             frames=self._frames_with_audio(recording),
             start_tokens=recording.start_tokens,
             language=recording.spoken,
-            speech_end_seconds=float(recording.segments[-1]["end"]) if recording.segments else 0.0,
+            speech_end_seconds=recording.spoken_until_seconds,
             frames_heard=frames,
             window_frames=self.options.window_frames,
             advance=frames,
@@ -286,6 +286,16 @@ class Transcription:
         window.advance, window.is_whole = split.advance, split.is_whole
         window.segments = recording.segments_of(text, split.segments, split.end_is_estimated)
         return window
+
+    def _whole_window(self, recording: Recording, text: WindowText) -> list[dict[str, Any]]:
+        """The segments of a window that no other follows: what its end cut off is the last of them."""
+        window = self._window(recording, text)
+        rest = text.tokens[sum(len(one["tokens"]) for one in window.segments) :]
+        if not window.is_silent and bool((rest < self.timestamp_begin).any()):
+            start = window.offset_seconds + window.advance / FRAMES_PER_SECOND
+            end = window.offset_seconds + window.frames_heard / FRAMES_PER_SECOND
+            window.segments += recording.segments_of(text, [(start, max(start, end), rest)], end_is_estimated=True)
+        return window.segments
 
     def _settle(self, recording: Recording, window: Window) -> None:
         """Add what stands of a window to its recording, and move on to the next."""
@@ -399,7 +409,7 @@ class Transcription:
         texts = self.decoder.measured(output, rows, owners)
         answer = {
             "sequences": pad_right(rows, self.decoder.pad, output.sequences.device),
-            "segments": [self._window(one, text).segments for one, text in zip(owners, texts, strict=True)],
+            "segments": [self._whole_window(one, text) for one, text in zip(owners, texts, strict=True)],
             "languages": [one.language for one in owners],
         }
         if output.sequences_scores is not None:
