@@ -257,9 +257,7 @@ def test_a_dash_reads_a_pipe(
     assert fake.calls[0][0] == Path(wav).read_bytes()
 
 
-def test_half_precision_on_a_cpu_is_told_and_not_used(
-    fake: Any, wav: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_half_precision_on_a_cpu_is_told_and_not_used(fake: Any, wav: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["transcribe", wav, "--device", "cpu", "--fp16", "True"]) == 0
     assert fake.loaded_with["dtype"] == "float32"
     assert "--fp16 True is slow on a CPU" in capsys.readouterr().err

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -118,8 +120,6 @@ def openai_file(tmp_path: Path, weights: dict[str, torch.Tensor], dims: dict[str
 
 @pytest.fixture
 def tiktoken_file(tmp_path: Path) -> Path:
-    import base64
-
     path = tmp_path / "tiny.tiktoken"
     path.write_text("".join(f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(TOKENS)))
     return path
@@ -200,106 +200,111 @@ def ggml_file(
 
 # ---------------------------------------------------------------------- CTranslate2
 
+_TYPE_IDS = {"float32": 0, "int8": 1, "int16": 2, "float16": 4}
+_HIDDEN = [byte for byte in range(256) if not (0x21 <= byte < 0x7F or 0xA1 <= byte < 0xAD or byte >= 0xAE)]
+
+
+class _Arrays:
+    """The arrays of a model.bin, and the weights they stand for."""
+
+    def __init__(self, weights: dict[str, torch.Tensor], kind: str) -> None:
+        self.weights, self.kind = weights, kind
+        self.stored: dict[str, np.ndarray] = {}
+        self.meant: dict[str, torch.Tensor] = {}
+
+    def put(self, name: str, *parts: str) -> None:
+        """Weight and bias of one or several modules as one; keys have no bias, which is zeros in between."""
+        for ending in ("weight", "bias"):
+            values = [self.weights.get(f"model.{part}.{ending}") for part in parts]
+            known = next((value for value in values if value is not None), None)
+            if known is None:
+                continue
+            whole = torch.cat([torch.zeros(len(known)) if value is None else value for value in values]).numpy()
+            is_norm = "layer_norm" in name
+            meant = self._store(f"{name}/{self._spelled(ending, is_norm)}", whole, ending == "weight" and not is_norm)
+            for part, value in zip(parts, np.split(meant, len(parts)), strict=True):
+                if f"model.{part}.{ending}" in self.weights:
+                    self.meant[f"model.{part}.{ending}"] = torch.from_numpy(value.copy())
+
+    def put_positions(self, stack: str) -> None:
+        name = f"model.{stack}.embed_positions.weight"
+        meant = self._store(f"{stack}/position_encodings/encodings", self.weights[name].numpy(), False)
+        self.meant[name] = torch.from_numpy(meant.copy())
+
+    @staticmethod
+    def _spelled(ending: str, is_norm: bool) -> str:
+        return {"weight": "gamma", "bias": "beta"}[ending] if is_norm else ending
+
+    def _store(self, name: str, whole: np.ndarray, is_matrix: bool) -> np.ndarray:
+        if self.kind in ("float32", "float16") or not is_matrix:
+            self.stored[name] = whole.astype(np.float16 if self.kind == "float16" else np.float32)
+            return self.stored[name].astype(np.float32)
+        rows = whole.reshape(len(whole), -1)
+        largest = np.abs(rows).max(axis=1) if self.kind == "int8" else np.abs(rows).max()
+        scale = np.float32((127 if self.kind == "int8" else 1024) / np.where(largest == 0, 127, largest))
+        expanded = scale.reshape(-1, *[1] * (whole.ndim - 1)) if self.kind == "int8" else scale
+        self.stored[name], self.stored[f"{name}_scale"] = np.rint(whole * expanded).astype(self.kind), scale
+        return self.stored[name].astype(np.float32) / expanded
+
+
+def _ctranslate2_arrays(weights: dict[str, torch.Tensor], kind: str) -> _Arrays:
+    arrays = _Arrays(weights, kind)
+    for stack in ("encoder", "decoder"):
+        arrays.stored[f"{stack}/num_heads"] = np.int16(SIZES[f"{stack}_attention_heads"])
+        arrays.put(f"{stack}/layer_norm", f"{stack}.layer_norm")
+        arrays.put_positions(stack)
+        for index in range(SIZES[f"{stack}_layers"]):
+            old, new = f"{stack}/layer_{index}", f"{stack}.layers.{index}"
+            arrays.put(f"{old}/self_attention/linear_0", *(f"{new}.self_attn.{one}_proj" for one in "qkv"))
+            arrays.put(f"{old}/self_attention/linear_1", f"{new}.self_attn.out_proj")
+            arrays.put(f"{old}/self_attention/layer_norm", f"{new}.self_attn_layer_norm")
+            arrays.put(f"{old}/ffn/linear_0", f"{new}.fc1")
+            arrays.put(f"{old}/ffn/linear_1", f"{new}.fc2")
+            arrays.put(f"{old}/ffn/layer_norm", f"{new}.final_layer_norm")
+            if stack == "decoder":
+                arrays.put(f"{old}/attention/linear_0", f"{new}.encoder_attn.q_proj")
+                arrays.put(f"{old}/attention/linear_1", f"{new}.encoder_attn.k_proj", f"{new}.encoder_attn.v_proj")
+                arrays.put(f"{old}/attention/linear_2", f"{new}.encoder_attn.out_proj")
+                arrays.put(f"{old}/attention/layer_norm", f"{new}.encoder_attn_layer_norm")
+    arrays.put("encoder/conv1", "encoder.conv1")
+    arrays.put("encoder/conv2", "encoder.conv2")
+    arrays.put("decoder/embeddings", "decoder.embed_tokens")
+    return arrays
+
 
 @pytest.fixture
 def ctranslate2_folder(
     tmp_path: Path, weights: dict[str, torch.Tensor], special_tokens: list[str]
 ) -> Callable[..., tuple[Path, dict[str, torch.Tensor]]]:
     """Writes a model of CTranslate2; gives the folder and the weights it stands for."""
-    type_ids = {"float32": 0, "int8": 1, "int16": 2, "float16": 4}
+
+    def text(value: str) -> bytes:
+        return struct.pack("<H", len(value) + 1) + value.encode() + b"\0"
 
     def write(kind: str = "float32", version: int = 6, specification: str = "WhisperSpec",
               old_vocabulary: bool = False) -> tuple[Path, dict[str, torch.Tensor]]:  # fmt: skip
         folder = tmp_path / f"ct2-{kind}"
         folder.mkdir()
-        meant: dict[str, torch.Tensor] = {}
-        arrays: dict[str, np.ndarray] = {}
-
-        def put(name: str, parts: list[str], ending: str) -> None:
-            """One array made of one or several weights; keys have no bias, which is zeros in between."""
-            values = [weights.get(f"model.{part}.{ending}") for part in parts]
-            width = next(value for value in values if value is not None).shape[0]
-            whole = torch.cat([torch.zeros(width) if value is None else value for value in values]).numpy()
-            spelled = {("weight", True): "gamma", ("bias", True): "beta"}.get((ending, "layer_norm" in name), ending)
-            stored, scale = whole.astype(np.float16 if kind == "float16" else np.float32), None
-            if kind in ("int8", "int16") and ending == "weight" and "layer_norm" not in name:
-                rows = whole.reshape(len(whole), -1)
-                largest = np.abs(rows).max(axis=1) if kind == "int8" else np.abs(rows).max()
-                scale = np.float32((127 if kind == "int8" else 1024) / np.where(largest == 0, 127, largest))
-                expanded = scale.reshape(-1, *[1] * (whole.ndim - 1)) if kind == "int8" else scale
-                stored = np.rint(whole * expanded).astype(kind)
-                arrays[f"{name}/{spelled}_scale"] = scale
-                whole = stored.astype(np.float32) / expanded
-            else:
-                whole = stored.astype(np.float32)
-            arrays[f"{name}/{spelled}"] = stored
-            for part, value in zip(parts, np.split(whole, len(parts)), strict=True):
-                if f"model.{part}.{ending}" in weights:
-                    meant[f"model.{part}.{ending}"] = torch.from_numpy(value.copy())
-
-        def both(name: str, *parts: str) -> None:
-            put(name, list(parts), "weight")
-            put(name, list(parts), "bias")
-
-        for stack in ("encoder", "decoder"):
-            arrays[f"{stack}/num_heads"] = np.int16(SIZES[f"{stack}_attention_heads"])
-            both(f"{stack}/layer_norm", f"{stack}.layer_norm")
-            table = weights[f"model.{stack}.embed_positions.weight"]
-            stored = table.numpy().astype(np.float16 if kind == "float16" else np.float32)
-            arrays[f"{stack}/position_encodings/encodings"] = stored
-            meant[f"model.{stack}.embed_positions.weight"] = torch.from_numpy(stored.astype(np.float32))
-            for index in range(SIZES[f"{stack}_layers"]):
-                old, new = f"{stack}/layer_{index}", f"{stack}.layers.{index}"
-                both(f"{old}/self_attention/linear_0", *(f"{new}.self_attn.{one}_proj" for one in "qkv"))
-                both(f"{old}/self_attention/linear_1", f"{new}.self_attn.out_proj")
-                both(f"{old}/self_attention/layer_norm", f"{new}.self_attn_layer_norm")
-                both(f"{old}/ffn/linear_0", f"{new}.fc1")
-                both(f"{old}/ffn/linear_1", f"{new}.fc2")
-                both(f"{old}/ffn/layer_norm", f"{new}.final_layer_norm")
-                if stack == "decoder":
-                    both(f"{old}/attention/linear_0", f"{new}.encoder_attn.q_proj")
-                    both(f"{old}/attention/linear_1", f"{new}.encoder_attn.k_proj", f"{new}.encoder_attn.v_proj")
-                    both(f"{old}/attention/linear_2", f"{new}.encoder_attn.out_proj")
-                    both(f"{old}/attention/layer_norm", f"{new}.encoder_attn_layer_norm")
-        both("encoder/conv1", "encoder.conv1")
-        both("encoder/conv2", "encoder.conv2")
-        put("decoder/embeddings", ["decoder.embed_tokens"], "weight")
-        aliases = {"decoder/projection/weight": "decoder/embeddings/weight"}
-
-        def text(value: str) -> bytes:
-            return struct.pack("<H", len(value) + 1) + value.encode() + b"\0"
-
+        arrays = _ctranslate2_arrays(weights, kind)
         with open(folder / "model.bin", "wb") as file:
-            file.write(struct.pack("<I", version) + text(specification) + struct.pack("<II", 3, len(arrays)))
-            for name, array in arrays.items():
-                shape = np.shape(array)
+            file.write(struct.pack("<I", version) + text(specification) + struct.pack("<II", 3, len(arrays.stored)))
+            for name, array in arrays.stored.items():
+                shape, data = np.shape(array), np.asarray(array).tobytes()
                 file.write(text(name) + struct.pack(f"<B{len(shape)}I", len(shape), *shape))
-                data = np.asarray(array).tobytes()
-                file.write(struct.pack("<BI", type_ids[np.asarray(array).dtype.name], len(data)) + data)
-            file.write(struct.pack("<I", len(aliases)))
-            for alias, target in aliases.items():
-                file.write(text(alias) + text(target))
-        import json
-
-        from tokenizers.pre_tokenizers import ByteLevel
-
-        spelled = [ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(token.decode("latin-1"))
-                   for token in TOKENS if token.isascii()]  # fmt: skip
-        ascii_spelling = {token: pieces[0][0] for token, pieces in zip(
-            [token for token in TOKENS if token.isascii()], spelled, strict=True)}  # fmt: skip
-        hidden = [byte for byte in range(256) if not (0x21 <= byte < 0x7F or 0xA1 <= byte < 0xAD or byte >= 0xAE)]
-        listed = [
-            ascii_spelling.get(token) or (chr(256 + hidden.index(token[0])) if token[0] in hidden else chr(token[0]))
+                file.write(struct.pack("<BI", _TYPE_IDS[np.asarray(array).dtype.name], len(data)) + data)
+            file.write(struct.pack("<I", 1) + text("decoder/projection/weight") + text("decoder/embeddings/weight"))
+        spelled = [
+            "".join(chr(256 + _HIDDEN.index(byte)) if byte in _HIDDEN else chr(byte) for byte in token)
             for token in TOKENS
         ]
-        everything = [*listed, *special_tokens]
         if old_vocabulary:
-            (folder / "vocabulary.txt").write_text("\n".join(everything) + "\n", encoding="utf-8")
+            lines = "".join(f"{token}\n" for token in (*spelled, *special_tokens))
+            (folder / "vocabulary.txt").write_text(lines, encoding="utf-8")
         else:
-            (folder / "vocabulary.json").write_text(json.dumps(everything), encoding="utf-8")
-        settings = {"alignment_heads": [[1, 0], [2, 1]], "suppress_ids": [1, 2, END + 1], "suppress_ids_begin": [32, END],
-                    "lang_ids": [END + 2, END + 3, END + 4]}  # fmt: skip
+            (folder / "vocabulary.json").write_text(json.dumps([*spelled, *special_tokens]), encoding="utf-8")
+        settings = {"alignment_heads": [[1, 0], [2, 1]], "suppress_ids": [1, 2, END + 1],
+                    "suppress_ids_begin": [32, END], "lang_ids": [END + 2, END + 3, END + 4]}  # fmt: skip
         (folder / "config.json").write_text(json.dumps(settings))
-        return folder, meant
+        return folder, arrays.meant
 
     return write

@@ -26,7 +26,7 @@ from audiomm.base.errors import (
     UnsafeCheckpointError,
 )
 from audiomm.convert import convert
-from audiomm.convert.vocabulary import merges_of, read_tiktoken
+from audiomm.convert.vocabulary import build_tokenizer, merges_of, read_tiktoken
 
 Weights = dict[str, torch.Tensor]
 
@@ -193,6 +193,18 @@ def test_an_unknown_type_an_old_one_and_a_doubled_tensor_are_refused(
         convert(path, out)
 
 
+def test_axes_that_multiply_beyond_all_files_are_caught(
+    ggml_file: Callable[..., tuple[Path, Weights]], out: Path
+) -> None:
+    path, _ = ggml_file("f16")
+    content = bytearray(path.read_bytes())
+    place = content.index(b"encoder.conv1.weight") - 4 * 3
+    struct.pack_into("<3i", content, place, 99_999_999, 99_999_999, 99_999_999)
+    path.write_bytes(content)
+    with pytest.raises(CorruptCheckpointError, match=r"ends at byte [0-9,]+, in encoder.conv1.weight: [0-9,]{30}"):
+        convert(path, out)
+
+
 def test_a_ggml_file_without_a_whole_vocabulary_is_refused(
     ggml_file: Callable[..., tuple[Path, Weights]], tokens: list[bytes], out: Path
 ) -> None:
@@ -305,6 +317,11 @@ def test_broken_h5_files_are_corrupt(source: Path, out: Path) -> None:
         file["model/bert/kernel:0"] = [1.0, 2.0]
     with pytest.raises(CorruptCheckpointError, match="'model/bert/kernel:0' is no weight of transformers' TensorFlow"):
         convert(source, out)
+    with h5py.File(path, "w") as file:
+        ring = file.create_group("ring")
+        ring["again"] = ring
+    with pytest.raises(CorruptCheckpointError, match="not a whole HDF5 file: maximum recursion depth"):
+        convert(source, out)
 
 
 @pytest.mark.parametrize(("filename", "package"), [("flax_model.msgpack", "msgpack"), ("tf_model.h5", "h5py")])
@@ -363,6 +380,19 @@ def test_a_pt_file_needs_a_tokenizer_that_is_its_own(
         tiktoken_file.write_text(text)
         with pytest.raises(CorruptCheckpointError, match=words):
             convert(path, out, tokenizer=tiktoken_file)
+
+
+def test_the_tokenizer_of_another_vocabulary_is_refused(
+    make_model: Callable[..., Any], openai_name: Callable[[str], str], dims: dict[str, int], tokens: list[bytes],
+    tmp_path: Path, out: Path,
+) -> None:  # fmt: skip
+    model = make_model(vocab_size=51865)
+    state = {openai_name(name): value for name, value in model.state_dict().items() if name != "proj_out.weight"}
+    torch.save({"dims": {**dims, "n_vocab": 51865}, "model_state_dict": state}, tmp_path / "big.pt")
+    build_tokenizer(tokens, 1774, "tiny").save_pretrained(tmp_path / "tokenizer")
+    words = "has <.notimestamps.> at 272; in a model of 51,865 tokens it is 50,363: it belongs to another model"
+    with pytest.raises(InputError, match=words):
+        convert(tmp_path / "big.pt", out, tokenizer=tmp_path / "tokenizer")
 
 
 def test_what_is_no_known_format_is_said_so(tmp_path: Path, out: Path) -> None:

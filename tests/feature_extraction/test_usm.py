@@ -98,6 +98,14 @@ def test_gemma4_sets_frames_that_are_not_real_to_zero_and_has_a_band_without_sou
     np.testing.assert_allclose(features[:49, 0], np.log(1e-3), atol=1e-6)
 
 
+def test_frames_of_any_length_follow_the_formulas():
+    first, second = Gemma3nAudioFeatureExtractor(), Gemma4AudioFeatureExtractor()
+    for samples in range(513, 480_001, 167):
+        padded = -(-samples // 128) * 128
+        assert first.real_frames(0, samples, first.frame_count(padded)) == range((padded - 513) // 160 + 1)
+        assert second.real_frames(0, samples, second.frame_count(padded)) == range((samples - 161) // 160 + 1)
+
+
 def test_samples_may_be_any_kind_of_number(speech):
     extractor = Gemma3nAudioFeatureExtractor()
     integers = (speech * 2**15).astype(np.int16)

@@ -92,7 +92,9 @@ def test_grey_is_repeated_and_opacity_is_dropped():
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "HSV", "I", "F", "I;16"])
 def test_pictures_of_every_mode_are_brought_to_rgb(mode):
     image = pytest.importorskip("PIL.Image")
-    white = image.new(mode, (5, 4), 65535 if mode.startswith("I") else 1.0 if mode == "F" else "white")
+    levels = {"I": 65535, "I;16": 65535, "F": 1.0}
+    white = image.new("RGB", (5, 4), "white")
+    white = image.new(mode, (5, 4), levels[mode]) if mode in levels else white.convert(mode)
     assert load_image(white).shape == (4, 5, 3)
     assert load_image(white).min() == 255
 
@@ -189,7 +191,7 @@ def test_urls_are_off():
         (np.full((4, 4), -0.5), "normalised already"),
         (np.full((4, 4), 256.0), "float pixels from 256 to 256"),
         (np.zeros((0, 4), np.uint8), "has no pixels"),
-        (np.zeros((4, 4, 5), np.uint8), "is not a picture"),
+        (np.zeros((6, 6, 5), np.uint8), "is not a picture"),
         (np.zeros((2, 4, 4, 3), np.uint8), "is not one picture"),
     ],
 )

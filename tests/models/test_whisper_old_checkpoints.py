@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from audiomm import GenerationError, WhisperConfig, WhisperForConditionalGeneration, WhisperTokenizer
-from audiomm.base.errors import UnsafeCheckpointError
+from audiomm.base.errors import ConfigError, UnsafeCheckpointError
 from audiomm.generation import GenerationConfig
 from audiomm.models.whisper.alignment import alignment_heads
 from audiomm.models.whisper.published import complete, special_ids, special_tokens
@@ -94,11 +94,25 @@ def test_a_language_can_be_named_whatever_the_old_files_say(
     name: str, load: Callable[..., WhisperForConditionalGeneration], tmp_path: Path
 ) -> None:
     model = load(*OLD[name])
-    assert start_of(model, language="fr") == FRENCH
+    # A model that was made to translate goes on translating.
+    french = [SOT, FR, TRANSLATE, NO_TIMES] if name == "forced in both, differently" else FRENCH
+    assert start_of(model, language="fr") == french
+    assert start_of(model, language="fr", task="transcribe") == FRENCH
     assert start_of(model, language="english", task="translate") == [SOT, EN, TRANSLATE, NO_TIMES]
     model.save_pretrained(tmp_path / "again")
     again = WhisperForConditionalGeneration.from_pretrained(tmp_path / "again")
-    assert start_of(again, language="fr") == FRENCH
+    assert start_of(again, language="fr") == french
+    assert start_of(again) == start_of(model)
+    for filename in ("config.json", "generation_config.json"):
+        assert "forced_decoder_ids" not in json.loads((tmp_path / "again" / filename).read_text())
+
+
+def test_forced_tokens_that_stand_for_nothing_known_are_kept() -> None:
+    generation = GenerationConfig(forced_decoder_ids=[[1, 11]])
+    complete(generation, WhisperConfig())
+    assert generation.forced_decoder_ids == [[1, 11]]
+    with pytest.raises(ConfigError, match=r"forced_decoder_ids=7.*pairs are needed|forced_decoder_ids=.7.: "):
+        complete(GenerationConfig(forced_decoder_ids=[7]), WhisperConfig())
 
 
 @pytest.mark.parametrize("name", ["forced in the config", "forced in the generation config", "no timestamps forced"])

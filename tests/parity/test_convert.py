@@ -1,4 +1,4 @@
-"""Checkpoints that the other programs wrote themselves, converted: their numbers, their tokens, their alignment heads."""
+"""Checkpoints that other programs wrote themselves, converted: their numbers, their tokens, their alignment heads."""
 
 from __future__ import annotations
 

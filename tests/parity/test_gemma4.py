@@ -196,7 +196,7 @@ def test_a_drafter_drafts_as_there(ordered: bool, reference: Any, tmp_path: Path
     text = {**TEXT, "vocab_size_per_layer_input": 0, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 4,
             "layer_types": [SLIDING] * 3 + [FULL]}  # fmt: skip
     # The reference refuses to build any drafter: its plan of shared layers wants one layer with keys of its own.
-    monkeypatch.setattr(reference.Gemma4TextConfig, "kv_sharing_modes", property(lambda config: [None] * 4), raising=False)
+    monkeypatch.setattr(reference.Gemma4TextConfig, "kv_sharing_modes", property(lambda config: ["reuse"] * 4), raising=False)
     own = {"text_config": text, "backbone_hidden_size": 32, "use_ordered_embeddings": ordered, "num_centroids": 16,
            "centroid_intermediate_top_k": 3}  # fmt: skip
     theirs = randomise(reference.Gemma4AssistantForCausalLM(reference.Gemma4AssistantConfig(**own)), 3)

@@ -32,7 +32,7 @@ def chunks(samples: Any, seconds: float, rate: int = RATE) -> Any:
 
 
 class Ear:
-    """Hears the word " n" where the level is n tenths, for sounds that have lasted 0.2 s; the last one is often wrong."""
+    """Hears the word " n" where the level is n tenths for at least 0.2 s; one that is cut off is heard wrongly."""
 
     feature_extractor = SimpleNamespace(sampling_rate=RATE, n_samples=30 * RATE)
 
@@ -100,7 +100,9 @@ def test_words_come_soon_after_they_were_said() -> None:
 
 
 def test_what_may_change_is_shown_and_does_not_count() -> None:
-    samples = np.concatenate([np.full(RATE, 0.2, np.float32), np.full(RATE, 0.3, np.float32), np.zeros(RATE, np.float32)])
+    samples = np.concatenate(
+        [np.full(RATE, 0.2, np.float32), np.full(RATE, 0.3, np.float32), np.zeros(RATE, np.float32)]
+    )
     live = LiveTranscriber(Ear())
     updates = live.push(samples)
     assert [(update.text, update.pending) for update in updates] == [("", " x"), ("", " 2 x"), (" 2 3", "")]

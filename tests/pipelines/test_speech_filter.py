@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import itertools
 import logging
 from pathlib import Path
 from typing import Any
@@ -168,6 +170,10 @@ def test_silence_that_was_kept_around_speech_does_not_stretch_segments_over_join
     assert clock.stretch(3.0, 5.0) == (3, 45)
     assert clock.stretch(4.0, 5.0) == (44, 45)
     assert clock.word(3.9, 4.3) == pytest.approx((44, 44.3))
+    # A word belongs to the speech that its segment is in, wherever its own times were found.
+    assert clock.word(4.2, 4.6, within=(3.0, 4.1)) == pytest.approx((4, 4))
+    assert clock.word(3.2, 3.6, within=(4.5, 5.0)) == pytest.approx((44, 44))
+    assert clock.word(3.2, 3.6, within=(1.0, 5.0)) == pytest.approx((3.2, 3.6))
     assert SpeechClock([], RATE).stretch(1, 2) == SpeechClock([], RATE).word(1, 2) == (1, 2)
     # Where nothing was cut out, nothing moves.
     assert SpeechClock([(0, 4 * RATE), (4 * RATE, 8 * RATE)], RATE, 0.4).stretch(3.8, 5) == pytest.approx((3.8, 5))
@@ -206,6 +212,29 @@ def test_a_recording_with_long_silences_has_the_words_of_its_speech_in_the_right
         assert len(segments) >= 6
         assert segments[0].start == pytest.approx(start + 0.35, abs=0.3)
         assert segments[-1].end == pytest.approx(start + last, abs=0.4)
-    # Words are found by another way; each lies in one stretch of speech.
-    for word in pipe.transcribe(samples, vad_filter=True, return_timestamps="word").words:
-        assert any(start / RATE - 0.001 <= word.start <= word.end <= end / RATE + 0.001 for start, end in spans)
+    # Words are found by another way; each lies in the stretch of speech in which its segment was heard.
+    words = pipe.transcribe(samples, vad_filter=True, return_timestamps="word").words
+    for segments, (first, last) in zip(places, spans, strict=True):
+        inside = [one for one in words if first / RATE - 0.001 <= one.start <= one.end <= last / RATE + 0.001]
+        assert [one.text for one in inside] == [one.text for one in segments]
+        errors = [abs(word.start - segment.start) for word, segment in zip(inside, segments, strict=True)]
+        assert np.median(errors) <= 0.3
+    assert len(words) == len(found.segments)
+    assert all(before.end <= after.start + 0.001 for before, after in itertools.pairwise(words))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("silero_vad") is None, reason="needs the extra vad")
+def test_silero_leaves_out_what_is_not_speech_and_times_stay_those_of_the_recording() -> None:
+    speech_samples = soundfile.read(AUDIO / "pi.flac", dtype="float32")[0]
+    time = np.arange(12 * RATE) / RATE
+    music = sum(np.sin(2 * np.pi * hertz * time) for hertz in (220, 277, 330)) * np.sin(2 * np.pi * 3 * time) * 0.1
+    samples = np.concatenate([music, speech_samples, np.zeros(6 * RATE)]).astype(np.float32)
+    spans = SpeechFinder.from_parameters({"detector": "silero"})(samples, RATE)
+    assert len(spans) == 1
+    assert [time / RATE for time in spans[0]] == pytest.approx([12, 12 + len(speech_samples) / RATE], abs=0.5)
+    assert SpeechFinder()(samples, RATE)[0][0] < 11 * RATE, "the energy detector takes music for speech"
+    pipe = pipeline("automatic-speech-recognition", device="cpu", num_beams=1)
+    parameters = {"detector": "silero", "threshold": 0.6}
+    found = pipe.transcribe(samples, vad_filter=True, vad_parameters=parameters, return_timestamps=True)
+    assert found.text.split() == ["three", "one", "four", "one", "five", "nine", "two", "six"]
+    assert found.segments[0].start == pytest.approx(12.35, abs=0.3)

@@ -55,7 +55,7 @@ def function_schema(function: Callable[..., Any]) -> dict[str, Any]:
     if required:
         parameters["required"] = required
     schema = {"name": name, "description": description, "parameters": parameters}
-    if hints.get("return", type(None)) is not type(None):
+    if "return" in hints:
         schema["return"] = _hint_schema(hints["return"]) | ({"description": returned} if returned else {})
     return {"type": "function", "function": schema}
 
@@ -78,9 +78,8 @@ def _read_docstring(text: str) -> tuple[str, dict[str, dict[str, Any]], str]:
     for argument, lines in arguments.items():
         words = " ".join(lines)
         choices = _CHOICES.search(words)
-        explained[argument] = {"description": _CHOICES.sub("", words).strip()}
-        if choices:
-            explained[argument]["enum"] = [choice.strip(" \"'") for choice in choices.group(1).split(",")]
+        named = {"enum": [choice.strip(" \"'") for choice in choices.group(1).split(",")]} if choices else {}
+        explained[argument] = {**named, "description": _CHOICES.sub("", words).strip()}
     returned = " ".join(sections.get("Returns", "").split())
     return pieces[0].strip(), explained, returned.split(": ", 1)[-1]
 

@@ -74,7 +74,8 @@ def find_checkpoint(source: Source, variant: str | None = None) -> Checkpoint:
     if pickled:
         raise UnsafeCheckpointError(
             f"{str(source.name)!r} holds only {', '.join(pickled)}, which cannot be read without the risk of running "
-            f"code from the file. Ask for {weights}, or run `audiomm convert {source.name} OUTPUT`, which reads numbers only."
+            f"code from the file. Ask for {weights}, or run `audiomm convert {source.name} OUTPUT`, which reads "
+            "numbers and nothing else."
         )
     raise CheckpointNotFoundError(f"{str(source.name)!r} holds neither {weights} nor {index}: there are no weights.")
 

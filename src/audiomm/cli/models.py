@@ -43,13 +43,14 @@ def load(arguments: argparse.Namespace) -> Any:
         torch.set_num_threads(arguments.threads)
     hub = {"cache_dir": arguments.model_dir, "local_files_only": arguments.local_files_only or None}
     hub = {name: value for name, value in hub.items() if value is not None}
+    options: dict[str, Any] = {"model_kwargs": hub} if hub else {}
     pipe = pipeline(
         "automatic-speech-recognition",
         model=model_name(arguments.model),
         revision=arguments.revision,
         device=arguments.device,
         dtype=arguments.dtype,
-        **({"model_kwargs": hub} if hub else {}),
+        **options,
     )
     if arguments.compile:
         # In place, so that names of weights stay what they are.

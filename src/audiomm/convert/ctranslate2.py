@@ -7,6 +7,7 @@ have scales beside them by which they were multiplied. Source: the format as CTr
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ def _array(reader: ByteReader, name: str, shape: list[int]) -> Tensor:
     number = reader.count("B", len(_TYPES) - 1, f"the type of {name}")
     dtype = np.dtype(_TYPES[number])
     size = reader.count("I", _MOST_BYTES, f"the bytes of {name}")
-    count = int(np.prod(shape, dtype=np.int64))
+    count = math.prod(shape)
     if size != count * dtype.itemsize:
         raise CorruptCheckpointError(
             f"{reader.path}: {name} of shape {shape} has {size:,} bytes instead of {count * dtype.itemsize:,}."

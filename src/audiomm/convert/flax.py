@@ -6,6 +6,7 @@ Arrays are an extension type of (shape, type name, bytes); those above 1 GiB are
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def _tensor(shape: list[int], kind: str, data: bytes, path: Path) -> Tensor:
     if kind not in _TYPES:
         raise CorruptCheckpointError(f"{path}: an array is of type {kind!r}; read are {', '.join(_TYPES)}.")
     stored = np.frombuffer(bytearray(data), dtype=np.int16 if kind == "bfloat16" else np.dtype(kind).newbyteorder("<"))
-    if stored.size != int(np.prod(shape, dtype=np.int64)):
+    if stored.size != math.prod(shape):
         raise CorruptCheckpointError(f"{path}: an array of shape {shape} has {stored.size:,} numbers.")
     tensor = to_tensor(stored.reshape(shape))
     return tensor.view(torch.bfloat16) if kind == "bfloat16" else tensor

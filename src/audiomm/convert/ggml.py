@@ -7,6 +7,7 @@ nibbles. Source: the format as whisper.cpp documents and reads it.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -103,7 +104,7 @@ def _read_tensor(reader: ByteReader, version: int) -> tuple[str, Tensor]:
     # The fastest axis stands first.
     shape = [reader.count("i", _LARGEST_AXIS, "a tensor's axis") for _ in range(axes)][::-1]
     name = reader.text(length, "a tensor's name")
-    total = int(np.prod(shape, dtype=np.int64))
+    total = math.prod(shape)
     if kind in _FLOATS:
         return name, to_tensor(reader.array(_FLOATS[kind], total, name).reshape(shape))
     quantised = _QUANTISED.get(kind)

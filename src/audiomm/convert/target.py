@@ -28,13 +28,14 @@ from ..base.weights import parse_dtype, save_weights
 from ..models import whisper
 from ..models.whisper import WhisperConfig, WhisperFeatureExtractor, WhisperTokenizer
 from ..models.whisper.config import FRAMES_PER_SECOND
-from ..models.whisper.published import ENGLISH_ONLY, TIMESTAMPS, generation_fields, special_ids, without_forced
+from ..models.whisper.published import ENGLISH_ONLY, generation_fields, special_ids, without_forced
 from .foreign import Foreign
 from .vocabulary import build_tokenizer, read_tiktoken, suppressed_tokens
 
 logger = logging.getLogger("audiomm.convert")
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
+_EXTRACTOR_FILES = ("preprocessor_config.json", "processor_config.json")
 #: Options for which null is an answer: nothing is suppressed, and any first timestamp is fine.
 _MAY_BE_NONE = ("suppress_tokens", "begin_suppress_tokens", "max_initial_timestamp_index")
 _IDS = {"bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"}
@@ -58,7 +59,7 @@ def write_folder(
         SaveError: The folder is not empty or cannot be written.
     """
     _refuse_full(output)
-    config = WhisperConfig(**{**foreign.config, "architectures": None, "name_or_path": foreign.name})
+    config = WhisperConfig.from_dict(foreign.config, name_or_path=foreign.name)
     weights = _fitting(foreign, config)
     text = _tokenizer(foreign, config, tokenizer) if foreign.model == "WhisperForConditionalGeneration" else None
     generation = {} if text is None else _generation(foreign, config, text)
@@ -198,7 +199,7 @@ def _check_tokenizer(tokenizer: WhisperTokenizer, config: WhisperConfig, where: 
         )
     known = special_ids(config.vocab_size)
     found = vocabulary["<|notimestamps|>"]
-    if known is not None and known["<|notimestamps|>"] != found and found + 1 + TIMESTAMPS != config.vocab_size:
+    if known is not None and known["<|notimestamps|>"] != found:
         raise InputError(
             f"the tokenizer for {where} has <|notimestamps|> at {found:,}; in a model of {config.vocab_size:,} tokens "
             f"it is {known['<|notimestamps|>']:,}: it belongs to another model."
@@ -228,7 +229,7 @@ def _generation(foreign: Foreign, config: WhisperConfig, tokenizer: WhisperToken
 
 def _extractor(foreign: Foreign, config: WhisperConfig) -> WhisperFeatureExtractor:
     """The checkpoint's own feature extractor, else the one for so many mel bins and so long windows."""
-    if foreign.source is not None and foreign.source.find("preprocessor_config.json") is not None:
+    if foreign.source is not None and any(foreign.source.find(name) is not None for name in _EXTRACTOR_FILES):
         options = {name: value for name, value in vars(foreign.source).items() if name != "name" and value}
         return WhisperFeatureExtractor.from_pretrained(foreign.source.name, **options)
     seconds, rest = divmod(config.window_frames, FRAMES_PER_SECOND)

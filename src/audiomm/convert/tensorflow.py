@@ -49,7 +49,7 @@ def read_tensorflow(path: Path) -> dict[str, Tensor]:
         with h5py.File(path, "r") as file:
             _refuse_links(file, path, h5py)
             file.visititems(visit)
-    except (OSError, RuntimeError, KeyError) as error:
+    except (OSError, RuntimeError, KeyError) as error:  # a RecursionError, of groups in a ring, is a RuntimeError
         if isinstance(error, (UnsafeCheckpointError, CorruptCheckpointError)):
             raise
         raise CorruptCheckpointError(

@@ -52,12 +52,23 @@ def aspect_preserving_size(
     return rows * side, columns * side
 
 
+def grid_tokens(height: int, width: int, side: int) -> int:
+    """Soft tokens of a picture that has been brought to its size: squares of `side` x `side` pixels.
+
+    Raises:
+        InputError: Height or width is no multiple of `side`.
+    """
+    if height < 1 or width < 1 or height % side or width % side:
+        raise InputError(f"a picture of {width} x {height} pixels: both must be multiples of {side}; resize it first.")
+    return (height // side) * (width // side)
+
+
 def soft_token_count(
     height: int, width: int, patch_size: int = 16, max_soft_tokens: int = 280, pooling_kernel_size: int = 3
 ) -> int:
     """Soft tokens that a picture of this size, in pixels, takes in the prompt of Gemma 4."""
     target = aspect_preserving_size(height, width, patch_size, max_soft_tokens, pooling_kernel_size)
-    return target[0] * target[1] // (patch_size * pooling_kernel_size) ** 2
+    return grid_tokens(*target, patch_size * pooling_kernel_size)
 
 
 def flat_images(images: Any) -> list[Any]:
@@ -326,7 +337,7 @@ class PatchProcessingMixin(ImageProcessingMixin):
 
     def soft_tokens(self, pixels: Tensor) -> int:
         """Soft tokens of a fitted picture."""
-        return int(pixels.shape[-2] * pixels.shape[-1] // (self.patch_size * self.pooling_kernel_size) ** 2)
+        return grid_tokens(int(pixels.shape[-2]), int(pixels.shape[-1]), self.patch_size * self.pooling_kernel_size)
 
 
 class Gemma4ImageProcessor(PatchProcessingMixin):

@@ -258,6 +258,29 @@ class SpeechClock:
         """
         if not self._begins:
             return start, end
+        first, last = self._reach(start, end)
+        return self._at(start, first), self._at(end, last)
+
+    def word(
+        self, start: float, end: float, within: tuple[float, float] | None = None
+    ) -> tuple[float, float]:
+        """Start and end in the recording of a word, which lies wholly in the span that its middle is in.
+
+        Args:
+            start: In the joined speech.
+            end: In the joined speech.
+            within: Where what the word belongs to starts and ends in the joined speech: the span is one of those.
+        """
+        if not self._begins:
+            return start, end
+        place = self._place((start + end) / 2)
+        if within is not None:
+            first, last = self._reach(*within)
+            place = min(max(place, first), last)
+        return self._at(start, place), self._at(end, place)
+
+    def _reach(self, start: float, end: float) -> tuple[int, int]:
+        """The numbers of the first and the last span of a stretch of joined speech."""
         first, last = self._place(start), self._place(end, is_end=True)
         while first < last:
             before = self._joined[first + 1] - start
@@ -267,14 +290,7 @@ class SpeechClock:
         while first < last and end - self._joined[last] <= self._slack[last - 1]:
             end = self._joined[last]
             last -= 1
-        return self._at(start, first), self._at(end, max(last, first))
-
-    def word(self, start: float, end: float) -> tuple[float, float]:
-        """Start and end in the recording of a word, which lies wholly in the span that its middle is in."""
-        if not self._begins:
-            return start, end
-        place = self._place((start + end) / 2)
-        return self._at(start, place), self._at(end, place)
+        return first, max(last, first)
 
     def _place(self, seconds: float, is_end: bool = False) -> int:
         """The number of the span that a time in the joined speech is in."""

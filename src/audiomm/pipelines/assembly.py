@@ -72,13 +72,13 @@ class Assembler:
             name_languages: Look for changes of language between windows.
         """
         found = self._of_samples(heard, timestamps, name_languages)
-        return _in_recording(found, heard[0].piece.clip, self.sampling_rate)
+        return self._in_recording(found, heard[0].piece.clip)
 
     def segments(self, heard: Heard) -> tuple[Segment, ...]:
         """The segments of one piece that is its whole clip, before the others of that are known."""
         clip = heard.piece.clip
         found = self._segments(heard, len(clip.samples) / self.sampling_rate)
-        return _in_recording(Transcript("", found), clip, self.sampling_rate).segments
+        return self._in_recording(Transcript("", found), clip).segments
 
     def _of_samples(self, heard: list[Heard], timestamps: Timestamps, name_languages: bool) -> Transcript:
         """The transcript of what was heard of one clip, with times in that."""
@@ -174,6 +174,31 @@ class Assembler:
             segments = tuple(replace(segment, words=None) for segment in segments)
         return replace(blank, text="".join(segment.text for segment in segments), segments=segments)
 
+    def _in_recording(self, transcript: Transcript, clip: Clip) -> Transcript:
+        """The transcript with times of the recording, where only parts of that were heard."""
+        if clip.clock is None or clip.recording_samples is None:
+            return transcript
+        duration = clip.recording_samples / self.sampling_rate
+        segments = tuple(
+            _segment_in_recording(segment, clip.clock, duration, self._written_times(segment))
+            for segment in transcript.segments
+        )
+        return replace(transcript, segments=segments, duration_seconds=duration)
+
+    def _written_times(self, segment: Segment) -> tuple[float, float] | None:
+        """Start and end as the model wrote them, in what was heard; None where it wrote none.
+
+        A segment with words starts and ends with these, whose times are found in another way.
+        """
+        begin = getattr(self.tokenizer, "timestamp_begin", None)
+        tokens = segment.tokens
+        if begin is None or segment.seek is None or len(tokens) < 2 or min(tokens[0], tokens[-1]) < begin:
+            return None
+        # The end stands twice where another segment follows in the window.
+        end = tokens[-2] if len(tokens) > 2 and tokens[-2] >= begin else tokens[-1]
+        offset = segment.seek / _FRAMES_PER_SECOND
+        return offset + (tokens[0] - begin) * self.time_precision, offset + (end - begin) * self.time_precision
+
     def _output(self, heard: Heard, timestamps: Timestamps, language: str | None) -> dict[str, Any]:
         """What was heard in one window, in the form that the tokenizer merges."""
         tokens = heard.joined("tokens")
@@ -213,20 +238,20 @@ def _moved(segment: Segment, seconds: float) -> Segment:
     )
 
 
-def _in_recording(transcript: Transcript, clip: Clip, sampling_rate: int) -> Transcript:
-    """The transcript with times of the recording, where only parts of that were heard."""
-    if clip.clock is None or clip.recording_samples is None:
-        return transcript
-    duration = clip.recording_samples / sampling_rate
-    segments = tuple(_segment_in_recording(segment, clip.clock, duration) for segment in transcript.segments)
-    return replace(transcript, segments=segments, duration_seconds=duration)
+def _segment_in_recording(
+    segment: Segment, clock: SpeechClock, duration: float, written: tuple[float, float] | None
+) -> Segment:
+    """A segment with times of the recording; where it has words, it reaches from the first to the last.
 
-
-def _segment_in_recording(segment: Segment, clock: SpeechClock, duration: float) -> Segment:
-    """A segment with times of the recording; where it has words, it reaches from the first to the last."""
+    Args:
+        segment: With times in the joined speech.
+        clock: Of the recording.
+        duration: Of the recording, in seconds.
+        written: Where the model says that the segment starts and ends: its words are in the speech that this is in.
+    """
     words = segment.words
     if words is not None:
-        words = tuple(replace(word, **_times(clock.word(word.start, word.end), duration)) for word in words)
+        words = tuple(replace(word, **_times(clock.word(word.start, word.end, written), duration)) for word in words)
     times = (words[0].start, words[-1].end) if words else clock.stretch(segment.start, segment.end)
     seek = segment.seek
     if seek is not None:

@@ -90,7 +90,7 @@ class RecordingFeatures:
         """(mel bins, frames) of samples."""
         if self.device.type == "cuda":
             options["device"] = self.device
-        found = self.extractor(
-            samples, sampling_rate=self.extractor.sampling_rate, return_tensors="pt", **options
-        )["input_features"]
+        found = self.extractor(samples, sampling_rate=self.extractor.sampling_rate, return_tensors="pt", **options)[
+            "input_features"
+        ]
         return torch.as_tensor(found)[0]

@@ -291,4 +291,3 @@ def _prefix_costs(known: list[str], words: list[str]) -> list[int]:
 def _bare(word: Word) -> str:
     """The word without spaces, case and punctuation, which change with what follows."""
     return re.sub(r"[\W_]+", "", word.text).casefold() or word.text.strip()
-

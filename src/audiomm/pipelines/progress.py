@@ -18,9 +18,7 @@ _LAYOUT = "{percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s [{elapsed}<{remaining
 
 
 @contextmanager
-def progress_bar(
-    generate_kwargs: dict[str, Any], mask: Tensor, is_long: bool, progress: bool | None
-) -> Iterator[None]:
+def progress_bar(generate_kwargs: dict[str, Any], mask: Tensor, is_long: bool, progress: bool | None) -> Iterator[None]:
     """Show how far `generate` is, while the block runs.
 
     Args:

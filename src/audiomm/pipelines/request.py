@@ -75,7 +75,7 @@ class Request:
         chunk, stride = asked.pop("chunk_length_s", None), asked.pop("stride_length_s", None)
         words = asked.pop("word_timestamps", None)
         timestamps = _timestamps(asked.pop("return_timestamps", None), words, generation_config)
-        speech = _speech_finder(asked.pop("vad_filter", None), asked.pop("vad_parameters", None))
+        speech = speech_finder(asked.pop("vad_filter", None), asked.pop("vad_parameters", None))
         parts = clip_times(asked.pop("clip_timestamps", None))
         if speech is not None and parts:
             raise InputError("vad_filter and clip_timestamps both choose what is heard; pass one of them.")
@@ -137,7 +137,7 @@ def _timestamps(asked: Any, words: Any, generation_config: Any) -> Timestamps:
     return "word" if timestamps == "word" else bool(timestamps)
 
 
-def _speech_finder(wanted: Any, parameters: Any) -> SpeechFinder | None:
+def speech_finder(wanted: Any, parameters: Any) -> SpeechFinder | None:
     """What `vad_filter` and `vad_parameters` ask for."""
     if wanted not in (None, False, True):
         raise InputError(f"vad_filter={wanted!r}: expected True or False; its options go into vad_parameters.")

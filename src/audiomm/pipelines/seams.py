@@ -17,9 +17,7 @@ from ..base.transcript import Segment, Word
 MARGIN_SECONDS = 1.0
 
 
-def join_windows(
-    windows: Sequence[Sequence[Segment]], shared: Sequence[tuple[float, float]]
-) -> tuple[Segment, ...]:
+def join_windows(windows: Sequence[Sequence[Segment]], shared: Sequence[tuple[float, float]]) -> tuple[Segment, ...]:
     """The segments of all windows, each word once.
 
     Args:
@@ -66,16 +64,14 @@ def _only(segments: Sequence[Segment], first: int, last: int) -> list[Segment]:
             continue
         if len(inside) < len(words):
             text = "".join(word.text for word in inside)
-            segment = replace(
-                segment, text=text, start=inside[0].start, end=inside[-1].end, words=inside, tokens=()
-            )
+            segment = replace(segment, text=text, start=inside[0].start, end=inside[-1].end, words=inside, tokens=())
         kept.append(segment)
     return kept
 
 
 def _in_order(segments: list[Segment]) -> tuple[Segment, ...]:
     """The segments with no word that begins before the one before it has ended."""
-    ordered = []
+    ordered: list[Segment] = []
     latest = 0.0
     for segment in segments:
         words = []

@@ -34,6 +34,7 @@ logger = logging.getLogger("audiomm.pipelines")
 #: Anything shorter holds no speech: the transcript is empty.
 MIN_DURATION_SECONDS = 0.1
 
+
 class AutomaticSpeechRecognitionPipeline(Pipeline):
     """Transcribes audio.
 

@@ -85,19 +85,19 @@ def scatter(model: torch.nn.Module, seed: int) -> None:
             parameter.copy_((0.0 if "per_dim" in name or name.endswith("bias") else 1.0) + 0.3 * noise)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def text_config() -> Callable[..., Gemma3nTextConfig]:
     """Makes configs of a text decoder of ten layers, 32 wide, the last five of which share keys and values."""
     return lambda **overrides: Gemma3nTextConfig(**(TEXT | overrides))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def config() -> Callable[..., Gemma3nConfig]:
     """Makes configs of a whole model; its pictures and clips take four places."""
     return whole_config
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def text_model() -> Callable[..., Gemma3nForCausalLM]:
     """Makes text models, in eval mode."""
 
@@ -117,7 +117,7 @@ def model() -> Gemma3nForConditionalGeneration:
     return made
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def ids() -> Callable[..., torch.Tensor]:
     """Makes (rows, length) token ids of text."""
     return lambda rows=2, length=15, seed=1: torch.randint(

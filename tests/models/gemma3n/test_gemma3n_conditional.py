@@ -41,7 +41,7 @@ def test_rows_of_different_media_are_what_they_are_alone(model, prompt):
 
 def test_a_clip_is_what_it_is_alone_next_to_a_longer_one(model, prompt):
     short, long = torch.randn(1, 33, 16), torch.randn(1, 61, 16)
-    padded = torch.cat((torch.nn.functional.pad(short, (0, 0, 0, 28), value=3.0), long))
+    padded = torch.cat((torch.nn.functional.pad(short, (0, 0, 0, 28)), long))
     mask = torch.ones(2, 61, dtype=torch.bool)
     mask[0, 33:] = False
     ids = torch.tensor([[251, *[AUDIO] * PLACES, 272]] * 2)
@@ -216,24 +216,27 @@ def test_pictures_and_clips_reach_their_places_through_embeddings_too(model, pro
     assert torch.allclose(through, expected, atol=1e-5)
 
 
-def test_eight_pairs_of_sound_and_text_are_learnt_by_heart(model):
+@pytest.mark.slow
+def test_eight_pairs_of_sound_and_text_are_learnt_by_heart(config, text_config):
     generator = torch.Generator().manual_seed(9)
-    clips = torch.randn(8, 40, 16, generator=generator)
+    text = text_config(
+        num_hidden_layers=4, num_kv_shared_layers=2, layer_types=["sliding_attention", "full_attention"] * 2,
+        activation_sparsity_pattern=[0.5, 0.0, 0.0, 0.0],
+    )  # fmt: skip
+    model = Gemma3nForConditionalGeneration(config(text_config=text)).train()
+    clips = 2.0 * torch.randn(8, 33, 16, generator=generator)
     words = torch.randint(3, 240, (8, 4), generator=generator)
     ids = torch.cat((torch.tensor([[2, *[AUDIO] * PLACES, 272]]).expand(8, -1), words), dim=1)
     labels = ids.clone()
     labels[:, : 2 + PLACES] = -100
-    model.train()
     model.freeze_towers()
-    for parameter in model.audio_tower.parameters():
-        parameter.requires_grad_(True)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=3e-3)
-    for _ in range(60):
+    model.audio_tower.requires_grad_(True)
+    optimizer = torch.optim.AdamW((part for part in model.parameters() if part.requires_grad), lr=5e-3)
+    for _ in range(150):
         optimizer.zero_grad()
         loss = model(ids, input_features=clips, labels=labels).loss
         loss.backward()
         optimizer.step()
-    assert float(loss) < 0.05
+    assert loss.item() < 0.01
     assert model.audio_tower.conformer[0].norm.weight.grad.abs().max() > 0
     assert all(parameter.grad is None for parameter in model.vision_tower.parameters())

@@ -20,7 +20,9 @@ from typing_extensions import Self
 
 from ...base.encoding import plain_list
 from ...base.errors import ConfigError, InputError, PlaceholderError
+from ...base.hub import Source, read_json
 from ...base.presets import FromPreset
+from ...feature_extraction.base import PROCESSOR_FILE
 from ...feature_extraction.image import Gemma4UnifiedImageProcessor
 from ...feature_extraction.placeholders import Rows, check_counts, expand, is_clip, is_image, is_video, marks
 from ...feature_extraction.raw_frames import Gemma4UnifiedAudioFeatureExtractor
@@ -136,7 +138,11 @@ class Gemma4CausalLMPreprocessor(FromPreset):
             ConfigError: Its files cannot be understood.
         """
         own = {name: kwargs.pop(name) for name in list(kwargs) if name in inspect.signature(cls.__init__).parameters}
-        processor = Gemma4Processor.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        source = Source.take(pretrained_model_name_or_path, dict(kwargs))
+        path = source.find(PROCESSOR_FILE)
+        saved_by = read_json(path).get("processor_class") if path is not None else None
+        kind = Gemma4UnifiedProcessor if saved_by == Gemma4UnifiedProcessor.__name__ else Gemma4Processor
+        processor = kind.from_pretrained(pretrained_model_name_or_path, **kwargs)
         parts = {
             "tokenizer": processor.tokenizer,
             "image_converter": processor.image_processor,
@@ -257,14 +263,18 @@ class Gemma4CausalLMPreprocessor(FromPreset):
             batch.media[kind] = self._media(x.get(name), is_batch, len(batch.prompts), is_one)
         if batch.media["image"] is None and x.get("pixel_values") is not None:
             batch.features |= self._ready_made(x, is_batch)
-        limits = (("image", self.max_images_per_prompt), ("audio", self.max_audio_clips_per_prompt))
-        for kind, limit in limits:
-            rows = batch.media[kind]
-            most = 0 if rows is None else max(rows.counts or [0])
-            if limit is not None and most > limit:
-                name = "max_images_per_prompt" if kind == "image" else "max_audio_clips_per_prompt"
-                raise InputError(f"a prompt has {most} {'pictures' if kind == 'image' else 'clips'}; {name}={limit}.")
+        self._check_limits(batch)
         return batch
+
+    def _check_limits(self, batch: _Batch) -> None:
+        for kind, plural, converter, limit in (
+            ("image", "pictures", self.image_converter, "max_images_per_prompt"),
+            ("audio", "clips", self.audio_converter, "max_audio_clips_per_prompt"),
+        ):
+            rows, allowed = batch.media[kind], getattr(self, limit)
+            most = 0 if rows is None else max(rows.counts or [0])
+            if converter is not None and allowed is not None and most > allowed:
+                raise InputError(f"a prompt has {most} {plural}; {limit}={allowed}.")
 
     @staticmethod
     def _media(media: Any, is_batch: bool, prompts: int, is_one: Any) -> Rows | None:

@@ -6,6 +6,7 @@ Gemma 4 and the "Gemma 3" report, arXiv:2503.19786, whose sliding and full layer
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,6 +21,7 @@ from ...base.modeling import PreTrainedModel
 from ...base.outputs import ModelOutput
 from ...layers.attention import attend, attend_eager
 from ...layers.cache import Cache, LayerSpec, PassThrough
+from ...layers.conformer import bounded
 from ...layers.embedding import ScaledEmbedding
 from ...layers.experts import Experts, Router
 from ...layers.gated_mlp import GatedMLP
@@ -163,21 +165,23 @@ class Gemma4TextDecoderLayer(nn.Module):
             pair = cache.update(owner, *self.self_attn.pair(normed, tables))
         assert pair is not None, "a layer without keys is given another's"
         attended, weights = self.self_attn.read(normed, tables, pair, mask, weights_wanted)
-        hidden = hidden + self.post_attention_layernorm(attended)
+        hidden = hidden + self.post_attention_layernorm(bounded(attended, math.inf))
         made, routed = self._feed_forward(hidden)
         hidden = hidden + self.post_feedforward_layernorm(made)
         if per_layer is not None:
             gate = functional.gelu(self.per_layer_input_gate(hidden), approximate="tanh")
             hidden = hidden + self.post_per_layer_input_norm(self.per_layer_projection(gate * per_layer))
-        return hidden * self.layer_scalar, pair, weights, routed
+        return bounded(hidden * self.layer_scalar, math.inf), pair, weights, routed
 
     def _feed_forward(self, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
-        made: Tensor = self.mlp(self.pre_feedforward_layernorm(hidden))
+        # In float16 an answer may be too large; the norm behind it makes its size meaningless.
+        made = bounded(self.mlp(self.pre_feedforward_layernorm(hidden)), math.inf)
         if not self.has_experts:
             return made, None
         tokens = hidden.flatten(0, 1)
         probabilities, weights, chosen = self.router(tokens)
         routed = self.experts(self.pre_feedforward_layernorm_2(tokens), weights, chosen).view_as(hidden)
+        routed = bounded(routed, math.inf)
         return self.post_feedforward_layernorm_1(made) + self.post_feedforward_layernorm_2(routed), probabilities
 
 

@@ -94,10 +94,13 @@ class WindowDecoder:
     def _texts_at(
         self, encoded: BaseModelOutput, recordings: list[Recording], temperature: float | None
     ) -> list[WindowText]:
-        """Decode one window of each recording at one temperature; first windows that have a prefix go apart."""
-        groups: dict[int, list[int]] = {}
+        """Decode one window of each recording at one temperature.
+
+        First windows that have a prefix go apart, and those whose prompt leaves less room than others'.
+        """
+        groups: dict[tuple[int, int | None], list[int]] = {}
         for place, recording in enumerate(recordings):
-            groups.setdefault(len(self.prefix(recording)), []).append(place)
+            groups.setdefault((len(self.prefix(recording)), self._own_limit(recording)), []).append(place)
         texts: dict[int, WindowText] = {}
         for places in groups.values():
             found = self._decode(select(encoded, places), [recordings[place] for place in places], temperature)
@@ -157,7 +160,7 @@ class WindowDecoder:
     def run(
         self, encoded: BaseModelOutput, recordings: list[Recording], temperature: float | None, best_of: int | None
     ) -> tuple[GenerateOutput, int, NoSpeechProbe | None]:
-        """Run the decoder over the next window of recordings whose prefixes are of one length.
+        """Run the decoder over the next window of recordings of one group; see `_texts_at`.
 
         Returns:
             The output; the length of the padded prompt, prefix included; and the no-speech probe.
@@ -167,7 +170,7 @@ class WindowDecoder:
         prompts = [[*self.prompt(recording), *prefix] for recording in recordings]
         prompt, mask = pad_left(prompts, self.pad, device)
         length = prompt.shape[1]
-        limit = new_token_limit(
+        limit = self._own_limit(recordings[0]) or new_token_limit(
             self.config, self.model.config, self.options, length, len(recordings[0].start_tokens), len(prefix)
         )
         config = config_for(self.config, temperature, length, limit, best_of)
@@ -237,6 +240,14 @@ class WindowDecoder:
         if recording.windows or not self.options.prefix:
             return []
         return [*([self.timestamp_begin] if self.options.timestamps else []), *self.options.prefix]
+
+    def _own_limit(self, recording: Recording) -> int | None:
+        """New tokens of the next window where `sample_len` says how many; else None."""
+        if self.options.sample_len is None:
+            return None
+        # The last token is written and never read, so it needs no position.
+        room = self.model.config.max_target_positions + 1 - len(self.prompt(recording)) - len(self.prefix(recording))
+        return max(1, min(self.options.sample_len, room))
 
     def _previous_start(self) -> int | None:
         token = getattr(self.config, "prev_sot_token_id", None)

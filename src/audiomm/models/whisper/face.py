@@ -20,6 +20,7 @@ from ...base.errors import GenerationError
 from ...base.transcript import Segment, Transcript, Word
 from ...feature_extraction.waveform import as_recordings, read_waveform
 from ...generation import GenerationConfig
+from .call import begin
 from .config import FRAMES_PER_SECOND
 from .options import is_multilingual
 from .processing import WhisperProcessor
@@ -31,6 +32,8 @@ logger = logging.getLogger("audiomm.transcribe")
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 #: The first <|time|> of a window is at most this, where a generation config does not say it.
 MAX_INITIAL_TIMESTAMP_SECONDS = 1.0
+#: Later than any timestamp.
+ANY_SECONDS = 1e6
 #: Anything shorter holds no speech: the transcript is empty.
 MIN_DURATION_SECONDS = 0.1
 #: Samples of silence after a recording, so that its last frame does not see it mirrored.
@@ -47,8 +50,6 @@ class OpenAIFace:
     name_or_path: str
     device: torch.device
     dtype: torch.dtype
-    stream_segments: Callable[..., Any]
-    _begin: Callable[..., Any]
     _events: Callable[..., Any]
 
     def transcribe(
@@ -160,7 +161,8 @@ class OpenAIFace:
         settings = {
             "generation_config": _config(
                 self.generation_config,
-                max_new_tokens=sample_len or self.config.max_target_positions // 2,
+                max_new_tokens=None,
+                max_length=self.config.max_target_positions,
                 num_beams=beam_size,
                 patience=None if beam_size is None else (patience or 1.0),
                 google_length_penalty=length_penalty,
@@ -189,6 +191,7 @@ class OpenAIFace:
             "best_of": best_of,
             "break_loops": break_loops,
             "keep_best": keep_best,
+            "sample_len": self.config.max_target_positions // 2 if sample_len is None else sample_len,
             "fixed_windows": without_timestamps,
             "text_of": _text_of(tokenizer),
             "batch_size": batch_size,
@@ -196,7 +199,7 @@ class OpenAIFace:
             **options,
         }
         monitor = settings.pop("monitor_progress", None)
-        run, _ = self._begin(features.to(self.dtype), **settings)
+        run, _ = begin(self, features.to(self.dtype), **settings)
         for row, segments in self._events(run, monitor):
             if verbose:
                 for one in segments:
@@ -349,11 +352,10 @@ def _config(
         setattr(config, name, value)
     if not suppress_blank:
         config.begin_suppress_tokens = []
-    if max_initial_timestamp != "model":
-        seconds = 1e6 if max_initial_timestamp is None else float(max_initial_timestamp)
-        config.max_initial_timestamp_index = round(seconds / TIME_PRECISION)  # type: ignore[attr-defined]
-    elif not hasattr(config, "max_initial_timestamp_index"):
-        config.max_initial_timestamp_index = round(MAX_INITIAL_TIMESTAMP_SECONDS / TIME_PRECISION)
+    if max_initial_timestamp != "model" or not hasattr(config, "max_initial_timestamp_index"):
+        latest = MAX_INITIAL_TIMESTAMP_SECONDS if max_initial_timestamp == "model" else max_initial_timestamp
+        index = round((ANY_SECONDS if latest is None else float(latest)) / TIME_PRECISION)
+        setattr(config, "max_initial_timestamp_index", index)  # noqa: B010
     return config
 
 

@@ -40,6 +40,8 @@ class Options:
         num_frames: (batch,) frames of audio that tokens and words lie in, where that is less than what is decoded.
         history_ids: Tokens that stand before the first window as if they had been heard; forgotten like other text.
         batch_size: Recordings under way at once; None has all of them.
+        sample_len: New tokens of a window at most, fewer where its prompt leaves less room, as openai-whisper counts;
+            None counts as transformers does.
         fixed_windows: Without timestamps, windows follow one another whole, however long the audio is.
         prefix: Tokens that the text of the first window starts with.
         best_of: Texts that are drawn at a temperature above 0, the likeliest of which stands.
@@ -70,6 +72,7 @@ class Options:
     num_frames: tuple[int, ...] | None = None
     history_ids: tuple[int, ...] = ()
     batch_size: int | None = None
+    sample_len: int | None = None
     fixed_windows: bool = False
     prefix: tuple[int, ...] = ()
     best_of: int | None = None
@@ -97,7 +100,7 @@ class Options:
             )
         if self.batch_size is not None and self.batch_size < 1:
             raise GenerationError(f"batch_size={self.batch_size}: at least 1 is needed, or None for all at once.")
-        for name in ("best_of", "language_detection_segments"):
+        for name in ("best_of", "language_detection_segments", "sample_len"):
             count = getattr(self, name)
             if count is not None and count < 1:
                 raise GenerationError(f"{name}={count}: at least 1 is needed.")

@@ -143,16 +143,31 @@ def without_forced(values: Mapping[str, Any], ids: Mapping[str, int]) -> dict[st
 
 
 def complete(generation: GenerationConfig, config: WhisperConfig) -> None:
-    """Fill in what an older checkpoint's generation config leaves out, where the vocabulary is one of OpenAI's.
+    """Bring the generation config of an older checkpoint to today's form.
 
-    What the checkpoint says stays as it is, and so do models with vocabularies of their own.
+    What it leaves out is filled in where the vocabulary is one of OpenAI's, and tokens that it or the model's config
+    forces become the language and the task they stand for. What it says otherwise stays as it is.
+
+    Raises:
+        ConfigError: `forced_decoder_ids` is not a list of (place, token) pairs.
     """
     ids = special_ids(config.vocab_size)
-    start = generation.decoder_start_token_id
-    if ids is None or start not in (None, ids["<|startoftranscript|>"]):
-        return
-    fields = generation_fields(ids, config, multilingual=config.vocab_size != ENGLISH_ONLY)
-    for name, value in fields.items():
-        is_open = name == "max_initial_timestamp_index" and hasattr(generation, name)
-        if getattr(generation, name, None) is None and not is_open:
+    if ids is not None and generation.decoder_start_token_id in (None, ids["<|startoftranscript|>"]):
+        for name, value in generation_fields(ids, config, multilingual=config.vocab_size != ENGLISH_ONLY).items():
+            is_open = name == "max_initial_timestamp_index" and hasattr(generation, name)
+            if getattr(generation, name, None) is None and not is_open:
+                setattr(generation, name, value)
+    forced = vars(config).pop("forced_decoder_ids", None)
+    forced = vars(generation).pop("forced_decoder_ids", None) or forced
+    if forced:
+        values = {name: getattr(generation, name, None) for name in ("language", "task")}
+        for name, value in without_forced({**values, "forced_decoder_ids": forced}, _named_ids(generation)).items():
             setattr(generation, name, value)
+
+
+def _named_ids(generation: GenerationConfig) -> dict[str, int]:
+    """{token: id} of the languages and tasks that a generation config names."""
+    tasks = getattr(generation, "task_to_id", None) or {}
+    ids = {**(getattr(generation, "lang_to_id", None) or {}), **{f"<|{task}|>": tasks[task] for task in tasks}}
+    no_timestamps = getattr(generation, "no_timestamps_token_id", None)
+    return ids if no_timestamps is None else {**ids, "<|notimestamps|>": no_timestamps}

@@ -88,7 +88,8 @@ class Transcription:
         forced = forced_start(self.config, self.model.config)
         if self._is_multilingual and task is None and not any(languages):
             names = {int(index): name for name, index in (getattr(self.config, "task_to_id", None) or {}).items()}
-            self._task = names.get(forced[2]) if forced.get(2) is not None else None
+            task_token = forced.get(2)
+            self._task = None if task_token is None else names.get(task_token)
             tokens = [forced.get(1)] * len(languages)
         else:
             self._task = task
