@@ -44,6 +44,7 @@ $(VENV)/tested: $(VENV)/installed
 
 $(VENV)/compared: $(VENV)/tested
 	$(PIP) -e ".[parity]"
+	$(PIP) --no-deps openai-whisper timm
 	@touch $@
 
 $(VENV)/measured: $(VENV)/tested

@@ -13,10 +13,16 @@ VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "src/audiomm/__init__.py")
 EXTRAS = {
     "video": ["av>=12"],
     "vad": ["silero-vad>=5"],
-    "test": ["pytest>=8"],
+    "vision": ["pillow>=10"],
+    "microphone": ["sounddevice>=0.4.6"],
+    "convert": ["msgpack>=1.0", "h5py>=3.8"],
+    "eval": ["jiwer>=3.0"],
+    "plot": ["matplotlib>=3.7"],
+    "test": ["pytest>=8", "pillow>=10", "av>=12", "msgpack>=1.0", "h5py>=3.8", "jiwer>=3.0", "matplotlib>=3.7"],
     "lint": ["ruff>=0.6", "mypy>=1.11"],
     # The reference implementations that parity tests and benchmarks compare with; never imported by the package.
-    "parity": ["transformers==5.23.0"],
+    # (openai-whisper and timm are installed without their own needs, which are large and not used: see the Makefile.)
+    "parity": ["transformers==5.23.0", "peft>=0.17", "tiktoken", "more-itertools", "numba"],
     "bench": ["transformers==5.23.0", "faster-whisper>=1.2"],
 }
 

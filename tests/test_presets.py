@@ -102,6 +102,9 @@ def test_the_converter_is_that_of_the_family(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "gemma4_text"}')
     with pytest.raises(InputError, match="family 'gemma4_text'"):
         presets.AudioConverter.from_preset(tmp_path)
+    assert set(presets.Gemma3nAudioConverter.presets) == {name for name in PRESETS if name.startswith("gemma3n")}
+    with pytest.raises(CheckpointNotFoundError, match="preset of whisper"):
+        presets.Gemma4AudioConverter.from_preset("whisper_tiny_en")
 
 
 def test_the_backbone_is_the_model_under_other_names(backbone: presets.WhisperBackbone) -> None:

@@ -84,7 +84,7 @@ class CausalLM(_Door):
     """A model that continues text, with whatever media it takes."""
 
     auto_class = "AutoModelForCausalLM"
-    families = ("gemma3n", "gemma4")
+    families: ClassVar[tuple[str, ...]] = ("gemma3n", "gemma4")
 
 
 class AudioToText(_Door):

@@ -26,9 +26,26 @@ CASES = [
     "whisper_generate/short_form",
     "whisper_generate/long_form",
     "generation/logits_processors",
+    "generation/search",
     "asr_pipeline/merge",
     "asr_pipeline/model",
+    "gemma3n/features",
+    "gemma3n/image_processor",
+    "gemma3n/processor",
+    "gemma3n/text",
+    "gemma3n/multimodal",
+    "gemma4/features",
+    "gemma4/image_processor",
+    "gemma4/video_processor",
+    "gemma4/processor",
+    "gemma4/text_dense",
+    "gemma4/text_moe",
+    "gemma4/text_ple",
+    "gemma4/multimodal",
+    pytest.param("gemma3n/vision_real_size_seeded", marks=pytest.mark.slow),
 ]
+
+_PADDED = "in the reference a clip beside a longer one gets frames of padding, and other tokens than alone"
 
 KNOWN = {
     "whisper_generate/short_form": {
@@ -44,6 +61,23 @@ KNOWN = {
         "chunked_pause": "the reference leaves the last end open; here it is the end of the audio, and marked",
         "many": "the reference goes on into the padding and leaves the last end open",
     },
+    "gemma3n/features": dict.fromkeys(
+        (
+            "default_batch",
+            "no_htk_batch",
+            "no_preemphasis_batch",
+            "no_overdrive_batch",
+            "stats_batch",
+            "mean_only_batch",
+            "scale_floor_batch",
+            "band_batch",
+            "frames_batch",
+            "padval_batch",
+            "multiple",
+        ),
+        _PADDED,
+    ),
+    "gemma3n/processor": {"both": _PADDED},
 }
 
 

@@ -242,7 +242,6 @@ def test_special_tokens_fill_the_vocabulary_to_its_end() -> None:
     assert special_tokens(100, 100 + 1509 + 101) is None
 
 
-@pytest.mark.xfail(reason="waits for load_side_files of WhisperForConditionalGeneration to call published.complete")
 def test_loading_completes_the_generation_config(tmp_path: Path) -> None:
     model = WhisperForConditionalGeneration.from_pretrained(make_folder(tmp_path / "model", None, {}))
     assert start_of(model, language="fr") == FRENCH

@@ -68,7 +68,7 @@ def randomise(model: Any, seed: int) -> Any:
             tensor.copy_(1 + 0.3 * noise)
         elif tensor.dim() >= 2 and not name.endswith("inv_freq"):
             fan_in = 1 if "embed" in name and "proj" not in name else tensor[0].numel() if tensor.dim() == 2 else tensor.shape[-1]
-            tensor.copy_(0.5 * noise if fan_in == 1 else 1.2 * noise / fan_in**0.5)
+            tensor.copy_(0.2 * noise if fan_in == 1 else 1.2 * noise / fan_in**0.5)
     return model.eval()
 
 
@@ -118,13 +118,13 @@ def test_states_logits_and_loss_are_the_same(kind: str, pair: Any) -> None:
 def test_greedy_tokens_are_the_same_far_beyond_the_window(kind: str, batch: int, options: Any, pair: Any) -> None:
     theirs, ours = pair(kind, 5)
     inputs = prompts(batch)
-    common = {"max_new_tokens": 64, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    common = {"max_new_tokens": 64, "do_sample": False, "pad_token_id": 0, "eos_token_id": None, "no_repeat_ngram_size": 2}
     plain = {"disable_compile": True} if "cache_implementation" in options else {}
     ours_only = {name: value for name, value in options.items() if name not in ("use_cache", "prompt_lookup_num_tokens")}
     expected = theirs.generate(**inputs, **common, **ours_only, **plain)
     found = ours.generate(**inputs, **common, **options)
     assert torch.equal(found, expected)
-    assert len(set(found[0].tolist())) > 8
+    assert len(set(found[0, 11:].tolist())) > 4
 
 
 @pytest.mark.parametrize("kind", KINDS)

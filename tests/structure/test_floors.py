@@ -20,10 +20,11 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "models": ("layers", "generation", "feature_extraction", "base"),
     "auto": ("models", "base"),
     "convert": ("models", "base"),
-    "pipelines": ("auto", "media", "base"),
+    "presets": ("auto", "models", "feature_extraction", "base"),
+    "pipelines": ("auto", "generation.streamers", "media", "base"),
     "serve": ("pipelines", "base"),
     "batch": ("pipelines", "base"),
-    "__init__": ("pipelines", "base"),
+    "__init__": ("pipelines", "presets", "training", "base"),
     "cli": (
         "serve",
         "batch",

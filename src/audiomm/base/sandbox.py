@@ -142,7 +142,7 @@ class _Environment(sandbox.ImmutableSandboxedEnvironment):
         }
 
     @staticmethod
-    def concat(pieces: Iterable[str]) -> str:  # type: ignore[override]
+    def concat(pieces: Iterable[str]) -> str:
         """Pieces of output as one text; templates, macros and set blocks end here."""
         kept: list[str] = []
         size = 0
@@ -195,7 +195,7 @@ class _Meter(visitor.NodeTransformer):
 class _GenerationBlock(ext.Extension):
     """`{% generation %}...{% endgeneration %}`: what the assistant wrote, between BLOCK_START and BLOCK_END."""
 
-    tags: ClassVar[set[str]] = {"generation"}
+    tags = {"generation"}
 
     def parse(self, parser: Parser) -> nodes.Node:
         lineno = next(parser.stream).lineno

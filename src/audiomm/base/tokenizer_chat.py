@@ -95,8 +95,13 @@ class ChatTemplates(Vocabulary):
         texts = [text for text, _ in rendered]
         if not tokenize:
             return texts if is_batch else texts[0]
-        options = {"add_special_tokens": False, "sanitize_control_tokens": sanitize_control_tokens is not False}
-        options |= {"padding": padding, "truncation": truncation, "max_length": max_length}
+        options = {
+            "add_special_tokens": False,
+            "sanitize_control_tokens": sanitize_control_tokens is not False,
+            "padding": padding,
+            "truncation": truncation,
+            "max_length": max_length,
+        }
         encoding = self(  # type: ignore[operator]
             texts if is_batch else texts[0], return_tensors=return_tensors, **{**options, **(tokenizer_kwargs or {})}
         )

@@ -17,6 +17,7 @@ from torch.nn import functional
 from typing_extensions import Self
 
 from ..base.errors import ConfigError
+from ..base.presets import FromPreset, hub_id_of
 from .base import FeatureExtractionMixin, SequenceFeatureExtractor
 from .usm import Gemma3nAudioFeatureExtractor, Gemma4AudioFeatureExtractor
 from .whisper import WhisperFeatureExtractor
@@ -25,7 +26,7 @@ from .whisper import WhisperFeatureExtractor
 _LAYER_SETTINGS = ("name", "dtype", "trainable")
 
 
-class AudioConverter:
+class AudioConverter(FromPreset):
     """What the three converters share: a configuration that can be written and read, and presets."""
 
     extractor_class: ClassVar[type[SequenceFeatureExtractor]]
@@ -54,10 +55,10 @@ class AudioConverter:
         """Build with the settings of a model's folder or hub id.
 
         Args:
-            preset: Folder or hub id with a preprocessor_config.json or processor_config.json.
+            preset: A preset's name, or a folder or hub id with a preprocessor_config.json or processor_config.json.
             **overrides: Constructor arguments that go before the file's.
         """
-        extractor: FeatureExtractionMixin = cls.extractor_class.from_pretrained(preset)
+        extractor: FeatureExtractionMixin = cls.extractor_class.from_pretrained(hub_id_of(preset, cls.families))
         settings = {name: getattr(extractor, source) for name, source in cls.from_extractor.items()}
         return cls(**{**settings, **overrides})
 
@@ -73,6 +74,7 @@ class Gemma3nAudioConverter(AudioConverter):
         ConfigError: A value is mistyped or out of range.
     """
 
+    families: ClassVar[tuple[str, ...]] = ("gemma3n",)
     extractor_class: ClassVar[type[SequenceFeatureExtractor]] = Gemma3nAudioFeatureExtractor
     _ARGUMENTS: ClassVar[tuple[str, ...]] = (
         "feature_size", "sampling_rate", "padding_value", "return_attention_mask", "frame_length_ms", "hop_length_ms",
@@ -200,6 +202,7 @@ class Gemma4AudioConverter(_WindowConverter):
         ConfigError: A value is mistyped or out of range.
     """
 
+    families: ClassVar[tuple[str, ...]] = ("gemma4",)
     extractor_class: ClassVar[type[SequenceFeatureExtractor]] = Gemma4AudioFeatureExtractor
     from_extractor: ClassVar[Mapping[str, str]] = {
         "num_mels": "feature_size", "num_fft_bins": "fft_length", "stride": "hop_length",
@@ -293,6 +296,7 @@ class WhisperAudioConverter(_WindowConverter):
         ConfigError: A value is mistyped or out of range.
     """
 
+    families: ClassVar[tuple[str, ...]] = ("whisper",)
     extractor_class: ClassVar[type[SequenceFeatureExtractor]] = WhisperFeatureExtractor
     from_extractor: ClassVar[Mapping[str, str]] = {
         "num_mels": "feature_size", "num_fft_bins": "n_fft", "stride": "hop_length",

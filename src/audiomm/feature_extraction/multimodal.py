@@ -185,8 +185,8 @@ class MultimodalProcessor(ProcessorMixin):
             takers = [group for group, names in known.items() if name in names]
             if not takers:
                 raise TypeError(f"{type(self).__name__}() got an option {name!r} that none of its parts knows.")
-            for group in takers:
-                groups[group][name] = flat[name]
+            for taker in takers:
+                groups[taker][name] = flat[name]
         for name in _SILENT_OPTIONS:
             groups["audio_kwargs"].pop(name, None)
         return groups, FetchLimits(**fetching) if fetching else None, tensors, bool(types)

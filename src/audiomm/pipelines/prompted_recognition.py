@@ -270,8 +270,8 @@ def seam(left: str, right: str) -> tuple[str, str]:
     """
     before, after = left.split(), right.split()
     tail, head = before[-_SHARED_WORDS:], after[:_SHARED_WORDS]
-    bare = [[word.strip(".,;:!?\"'").casefold() for word in words] for words in (tail, head)]
-    found = SequenceMatcher(None, *bare, autojunk=False).find_longest_match()
+    said, again = ([word.strip(".,;:!?\"'").casefold() for word in words] for words in (tail, head))
+    found = SequenceMatcher(None, said, again, autojunk=False).find_longest_match()
     if not found.size:
         return left, right
     end = len(before) - len(tail) + found.a + found.size

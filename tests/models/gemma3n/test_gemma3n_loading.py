@@ -1,4 +1,4 @@
-"""Names, shapes and numbers of the weights; checkpoints of other classes and ages; the table of per-layer embeddings."""
+"""Names, shapes and numbers of the weights, checkpoints of other classes and ages, the table of per-layer rows."""
 
 from __future__ import annotations
 

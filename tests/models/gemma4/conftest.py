@@ -66,7 +66,7 @@ def widen(model, seed=0):
         noise = torch.randn(tensor.shape, generator=generator)
         if tensor.dim() >= 2:
             is_table = "embed_tokens" in name
-            tensor.copy_(noise * (0.5 if is_table else 1.2 / tensor.shape[-1] ** 0.5))
+            tensor.copy_(noise * (0.15 if is_table else 1.2 / tensor.shape[-1] ** 0.5))
         elif tensor.dim() == 1:
             tensor.copy_(1 + 0.2 * noise)
     return model.eval()

@@ -15,7 +15,8 @@ from audiomm.models.gemma4 import (
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 KINDS = ["dense", "per-layer", "experts"]
-GREEDY = {"do_sample": False, "eos_token_id": None}
+#: Random models like to repeat themselves; a new token at every place tells more.
+GREEDY = {"do_sample": False, "eos_token_id": None, "no_repeat_ngram_size": 1}
 STATIC = {"cache_implementation": "static"}
 
 
@@ -30,30 +31,30 @@ def batch(tiny):
     return {"input_ids": ids * mask, "attention_mask": mask}
 
 
-def test_every_cache_and_every_batch_gives_the_same_tokens(model):
+def test_every_cache_and_every_batch_gives_the_same_tokens(tiny, model):
     inputs = batch(tiny)
-    wanted = model.generate(**inputs, **GREEDY, max_new_tokens=80)
-    assert len(set(wanted[0, 12:].tolist())) > 5
-    assert torch.equal(model.generate(**inputs, **GREEDY, **STATIC, max_new_tokens=80), wanted)
-    assert torch.equal(model.generate(**inputs, **GREEDY, use_cache=False, max_new_tokens=80), wanted)
+    wanted = model.generate(**inputs, **GREEDY, max_new_tokens=40)
+    assert torch.equal(model.generate(**inputs, **GREEDY, **STATIC, max_new_tokens=40), wanted)
+    assert torch.equal(model.generate(**inputs, **GREEDY, use_cache=False, max_new_tokens=40), wanted)
     for row, start in ((0, 0), (1, 3), (2, 7)):
-        alone = model.generate(inputs["input_ids"][row : row + 1, start:], **GREEDY, max_new_tokens=80)
+        alone = model.generate(inputs["input_ids"][row : row + 1, start:], **GREEDY, max_new_tokens=40)
         assert torch.equal(alone[0], wanted[row, start:])
 
 
-def test_beams_are_the_same_with_every_cache(model):
+def test_beams_are_the_same_with_every_cache(tiny, model):
     inputs = batch(tiny)
     wanted = model.generate(**inputs, **GREEDY, max_new_tokens=20, num_beams=3)
     assert torch.equal(model.generate(**inputs, **GREEDY, **STATIC, max_new_tokens=20, num_beams=3), wanted)
 
 
-def test_a_static_cache_is_used_again(model):
+def test_a_static_cache_is_used_again(tiny, model):
     inputs = batch(tiny)
     first = model.generate(**inputs, **GREEDY, **STATIC, max_new_tokens=9, return_dict_in_generate=True)
     cache = first.past_key_values
     cache.reset()
-    logits = model.prefill(inputs["input_ids"], cache, attention_mask=inputs["attention_mask"]).logits
-    assert torch.equal(logits[:, -1].argmax(-1), first.sequences[:, 12])
+    again = model.prefill(inputs["input_ids"], cache, attention_mask=inputs["attention_mask"]).logits
+    fresh = model.prefill(inputs["input_ids"], model.make_cache(3), attention_mask=inputs["attention_mask"]).logits
+    assert first.sequences.shape == (3, 21) and torch.allclose(again, fresh, atol=1e-5)
 
 
 # ---------------------------------------------------------------------- drafters
@@ -71,31 +72,30 @@ def drafter(tiny, kind="dense", width=32, **values):
 
 
 @pytest.mark.parametrize("cache", [{}, STATIC], ids=["growing", "static"])
-@pytest.mark.parametrize("rows", [1, 3])
-@pytest.mark.parametrize("ordered", [False, True])
-def test_a_drafter_changes_nothing(model, ordered, rows, cache):
+@pytest.mark.parametrize(("ordered", "rows"), [(False, 1), (True, 3)])
+def test_a_drafter_changes_nothing(tiny, model, ordered, rows, cache):
     name = "dense" if model.config.attention_k_eq_v else "other"
     inputs = {key: value[:rows] for key, value in batch(tiny).items()}
-    wanted = model.generate(**inputs, **GREEDY, max_new_tokens=24)
+    wanted = model.generate(**inputs, **GREEDY, max_new_tokens=14)
     helped = model.generate(
         **inputs,
         **GREEDY,
         **cache,
-        max_new_tokens=24,
+        max_new_tokens=14,
         assistant_model=drafter(tiny, name, use_ordered_embeddings=ordered),
         num_assistant_tokens=3,
         return_dict_in_generate=True,
     )
     assert torch.equal(helped.sequences, wanted)
-    assert helped.draft_counts["rounds"] <= 23 and helped.draft_counts["drafted"] > 3
+    assert helped.draft_counts["rounds"] <= 13 and helped.draft_counts["drafted"] > 3
 
 
 @pytest.mark.parametrize("cache", [{}, STATIC], ids=["growing", "static"])
-@pytest.mark.parametrize("rows", [1, 3])
-def test_good_drafts_save_rounds(model, rows, cache, monkeypatch):
+@pytest.mark.parametrize("rows", [3])
+def test_good_drafts_save_rounds(tiny, model, rows, cache, monkeypatch):
     helper = drafter(tiny, "dense" if model.config.attention_k_eq_v else "other")
     inputs = {key: value[:rows] for key, value in batch(tiny).items()}
-    wanted = model.generate(**inputs, **GREEDY, max_new_tokens=60)
+    wanted = model.generate(**inputs, **GREEDY, max_new_tokens=40)
     calls = []
 
     def told(**arguments):
@@ -113,12 +113,12 @@ def test_good_drafts_save_rounds(model, rows, cache, monkeypatch):
     answer = helper(inputs_embeds=torch.zeros(1, 1, width), position_ids=torch.tensor([[3]]), shared_kv_states=pairs)
     monkeypatch.setattr(helper, "forward", told)
     helped = model.generate(
-        **inputs, **GREEDY, **cache, max_new_tokens=60, assistant_model=helper, num_assistant_tokens=5,
+        **inputs, **GREEDY, **cache, max_new_tokens=40, assistant_model=helper, num_assistant_tokens=5,
         return_dict_in_generate=True,
     )  # fmt: skip
     assert torch.equal(helped.sequences, wanted)
     counts = helped.draft_counts
-    assert counts["rounds"] < 25 and counts["accepted"] + counts["rounds"] == 59
+    assert counts["rounds"] < 20 and counts["accepted"] + counts["rounds"] == 39
 
 
 def test_drafters_of_all_published_sizes_can_be_built(tiny):
@@ -147,7 +147,7 @@ def test_drafters_of_all_published_sizes_can_be_built(tiny):
 
 
 @torch.no_grad()
-def test_a_drafter_survives_its_files(tmp_path):
+def test_a_drafter_survives_its_files(tiny, tmp_path):
     model = drafter(tiny, use_ordered_embeddings=True)
     order = torch.randperm(96, generator=torch.Generator().manual_seed(0))
     model.masked_embedding.token_ordering.copy_(order)
@@ -159,7 +159,7 @@ def test_a_drafter_survives_its_files(tmp_path):
     assert again.generation_config.num_assistant_tokens == 3
 
 
-def test_only_tokens_of_promising_groups_are_scored():
+def test_only_tokens_of_promising_groups_are_scored(tiny):
     model = drafter(tiny, use_ordered_embeddings=True)
     head = model.masked_embedding
     order = torch.randperm(96, generator=torch.Generator().manual_seed(0))
@@ -192,7 +192,7 @@ def test_wrong_drafters_are_refused(tiny):
     small = {**tiny.TEXT, "num_hidden_layers": 2, "vocab_size_per_layer_input": 0}
     for values, message in (
         ({"text_config": {**small, "hidden_size_per_layer_input": 8}}, "hidden_size_per_layer_input=8: a drafter has none"),
-        ({"text_config": {**small, "num_kv_shared_layers": 1}}, "all 2 of them"),
+        ({"text_config": {**small, "layer_types": [FULL] * 2, "num_kv_shared_layers": 1}}, "all 2 of them"),
         ({"text_config": small, "use_ordered_embeddings": True, "num_centroids": 7, "centroid_intermediate_top_k": 2},
          "cannot be split over num_centroids=7"),
         ({"text_config": small, "num_centroids": 4, "centroid_intermediate_top_k": 5}, "centroid_intermediate_top_k='5'"),

@@ -339,7 +339,8 @@ class Gemma4CausalLMPreprocessor(FromPreset):
 
     def _expanded(self, batch: _Batch, video_metadata: Any) -> list[str]:
         """The prompts with as many tokens for each medium as it has features; fills `batch.features`."""
-        processor, replacements = self._processor, {}
+        processor = self._processor
+        replacements: dict[Any, list[str]] = {}
         if batch.media["image"] is not None:
             self._require("image_converter", "images")
             check_counts("images", processor.image_token or "", batch.prompts, batch.media["image"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from tokenizers import Tokenizer
 
@@ -51,7 +51,7 @@ class GemmaTokenizer(SentencePieceTokenizer):
     @property
     def video_token_id(self) -> int:
         """Its id."""
-        return int(self._tokenizer.token_to_id(VIDEO_TOKEN))
+        return cast(int, self._tokenizer.token_to_id(VIDEO_TOKEN))
 
 
 GemmaTokenizerFast = GemmaTokenizer

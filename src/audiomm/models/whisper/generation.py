@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ...base.errors import GenerationError
+from ...base.hub import Source
 from ...base.outputs import ModelOutput
 from ...generation import GenerationConfig, GenerationMixin
 from ...generation.mixin import eval_mode
@@ -25,6 +26,7 @@ from .options import (
     start_tokens,
 )
 from .protocol import NoSpeechProbe, fit_window
+from .published import complete
 from .transcription import Transcription
 
 #: Arguments of `generate` that say in which form its result is; a stream of segments has one form.
@@ -37,6 +39,11 @@ class WhisperForConditionalGeneration(OpenAIFace, GenerationMixin, WhisperSeq2Se
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.generation_config = GenerationConfig.from_model_config(config)
+
+    def load_side_files(self, source: Source) -> None:
+        """Read generation_config.json, and bring what an older checkpoint left to today's form."""
+        super().load_side_files(source)
+        complete(self.generation_config, self.config)
 
     def prefill(  # type: ignore[override]
         self, input_ids: Tensor, cache: Any, *, probe: NoSpeechProbe | None = None, **inputs: Any
