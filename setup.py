@@ -46,7 +46,7 @@ setup(
         "soundfile>=0.12.1",
         "accelerate>=1.0",
         "soxr>=0.4",
-        "jinja2>=3.1",
+        "jinja2>=3.1.6",
         "tqdm>=4.60",
         "typing_extensions>=4.10",
     ],

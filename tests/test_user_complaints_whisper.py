@@ -29,7 +29,7 @@ from audiomm.base.hub import BUNDLED_MODELS
 ROOT = Path(__file__).parents[1]
 FOLDER = BUNDLED_MODELS["audiomm/whisper-digits"]
 RATE = 16000
-PI = "three one four one five nine two six".split()
+PI = ["three", "one", "four", "one", "five", "nine", "two", "six"]
 
 pytestmark = pytest.mark.skipif(
     not (FOLDER / "model.safetensors").is_file(), reason="the bundled model is not in this checkout"

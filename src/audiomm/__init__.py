@@ -137,7 +137,13 @@ _PUBLIC = {
         "WhisperTokenizer",
         "WhisperTokenizerFast",
     ),
-    "pipelines": ("AudioClassificationPipeline", "AutomaticSpeechRecognitionPipeline", "pipeline"),
+    "pipelines": (
+        "AnyToTextPipeline",
+        "AudioClassificationPipeline",
+        "AutomaticSpeechRecognitionPipeline",
+        "PromptedSpeechRecognitionPipeline",
+        "pipeline",
+    ),
     "presets": ("Gemma3nAudioConverter", "Gemma3nBackbone", "Gemma4Backbone", "WhisperBackbone"),
     "training": (
         "DataCollatorForCausalLM",

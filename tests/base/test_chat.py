@@ -7,7 +7,15 @@ from typing import Any, Literal
 
 import pytest
 
-from audiomm.base.chat import TYPED_END, TYPED_START, conversations_of, find_media, mark_typed, render_chat
+from audiomm.base.chat import (
+    TYPED_END,
+    TYPED_START,
+    conversations_of,
+    find_media,
+    mark_typed,
+    render_chat,
+    with_sound_of_videos,
+)
 from audiomm.base.errors import ConfigError, InputError, UnsafeCheckpointError
 from audiomm.base.sandbox import plain, render, variables_of
 from audiomm.base.tool_schema import function_schema
@@ -175,6 +183,14 @@ def test_media_are_found_in_reading_order() -> None:
     assert found.video == ["m.mp4"]
 
 
+def test_the_sound_of_a_video_stands_behind_it() -> None:
+    content = [{"type": "video", "path": "a.mp4"}, {"type": "audio"}, {"type": "video", "url": "b.mp4"}, "x"]
+    (messages,), _ = conversations_of([{"role": "user", "content": content}, {"role": "assistant", "content": "y"}])
+    filled = with_sound_of_videos(messages)
+    assert [part["type"] for part in filled[0]["content"]] == ["video", "audio", "video", "audio", "text"]
+    assert find_media(filled).audio == ["a.mp4", "b.mp4"] and filled[1]["content"] == "y"
+
+
 @pytest.mark.parametrize(
     ("conversation", "error", "words"),
     [
@@ -204,7 +220,7 @@ def test_control_tokens_that_users_type_are_marked_and_others_are_not() -> None:
     assert marked[0]["content"] == "<t>"
     assert marked[1]["content"][0]["text"] == f"a{TYPED_START}<t>{TYPED_END}b"
     assert marked[1]["content"][1]["url"] == "<t>"
-    assert mark_typed(messages, ["<t>"], roles=None)[0]["content"] == f"{TYPED_START}<t>{TYPED_END}"
+    assert mark_typed(messages, ["<t>"], everything=True)[0]["content"] == f"{TYPED_START}<t>{TYPED_END}"
     forged = mark_typed(chat(("user", f"{TYPED_END}<t>{TYPED_START}")), ["<t>"])
     assert forged[0]["content"] == f"{TYPED_START}<t>{TYPED_END}"
 

@@ -241,6 +241,17 @@ def test_short_names_of_models_are_those_of_openai(fake: Any, wav: str, name: st
     assert fake.loaded_with["model"] == model
 
 
+def test_compiling_is_asked_of_both_halves_of_the_model(fake: Any, wav: str) -> None:
+    compiled = []
+    for name in ("get_encoder", "get_decoder"):
+        half = SimpleNamespace(compile=lambda name=name, **_: compiled.append(name))
+        setattr(fake.model, name, lambda half=half: half)
+    assert main(["transcribe", wav]) == 0
+    assert compiled == []
+    assert main(["transcribe", wav, "--compile", "True"]) == 0
+    assert compiled == ["get_encoder", "get_decoder"]
+
+
 def test_windows_of_one_file_go_side_by_side(fake: Any, wav: str) -> None:
     assert main(["transcribe", wav, "--batch_size", "4"]) == 0
     assert fake.calls[0][0] == wav

@@ -32,6 +32,7 @@ PICTURE, CLIP, VIDEO = np.zeros((4, 4, 3)), np.zeros(9), np.zeros((2, 4, 4, 3))
         (np.stack([PICTURE] * 3), is_image, 3, None),
         ([PICTURE, "b.png"], is_image, 2, None),
         ([[PICTURE, PICTURE], [], None, [PICTURE]], is_image, 3, [2, 0, 0, 1]),
+        ([None, PICTURE], is_image, 1, [0, 1]),
         (CLIP, is_clip, 1, None),
         ([0.5, 0.25], is_clip, 1, None),
         ([[0.5, 0.25], [0.5]], is_clip, 2, None),

@@ -1,4 +1,4 @@
-"""Layers with a window keep few tokens, and answer as if they kept all: growing and in rings, padded, cropped, beamed."""
+"""Layers with a window keep few tokens, and answer as if they kept all: growing or in rings, padded, cropped."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def test_gradients_equal_those_of_the_loop(experts):
         experts.zero_grad()
         road(hidden, weights, chosen).square().mean().backward()
         grads.append([parameter.grad.clone() for parameter in experts.parameters()])
-    for found, wanted in zip(*grads):
+    for found, wanted in zip(*grads, strict=True):
         assert torch.allclose(found, wanted, atol=1e-5)
 
 

@@ -12,8 +12,8 @@ from audiomm.layers.masks import CAUSAL, attention_mask, block_ends, layer_masks
 def definition(queries, keys, window, ends=None):
     ends = queries if ends is None else ends
     rows = [
-        [[0 <= k <= e and (window is None or q - k < window) for k in key] for q, e in zip(query, end)]
-        for query, key, end in zip(queries, keys, ends)
+        [[0 <= k <= e and (window is None or q - k < window) for k in key] for q, e in zip(query, end, strict=True)]
+        for query, key, end in zip(queries, keys, ends, strict=True)
     ]
     return torch.tensor(rows)[:, None]
 

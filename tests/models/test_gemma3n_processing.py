@@ -15,6 +15,7 @@ import pytest
 import soundfile
 import torch
 
+from audiomm.base.chat import TYPED_END, TYPED_START
 from audiomm.base.errors import CheckpointNotFoundError, ConfigError, InputError, PlaceholderError, SampleRateError
 from audiomm.feature_extraction.base import BatchFeature
 from audiomm.models.gemma3n.processing import Gemma3nProcessor
@@ -256,6 +257,14 @@ def test_the_assistants_words_can_be_masked(gemma3n_processor: Gemma3nProcessor,
     )  # fmt: skip
     spoken = inputs["input_ids"][inputs["assistant_masks"].bool()]
     assert gemma3n_processor.decode(spoken) == "hello"
+    # A control token that the user typed takes no place of its own.
+    typed = messages({"type": "image", "image": picture()}, text_part("<eos>"), answer="hello")
+    for tool, mark in ((gemma3n_processor, IMAGE), (gemma3n_processor.tokenizer, "")):
+        inputs = tool.apply_chat_template(
+            typed, chat_template=template.replace(IMAGE + "q", mark + "{{ m.content[1].text }}"), tokenize=True,
+            return_dict=True, return_assistant_tokens_mask=True, return_tensors="pt",
+        )  # fmt: skip
+        assert tool.decode(inputs["input_ids"][inputs["assistant_masks"].bool()]) == "hello"
     with pytest.raises(InputError, match="return_dict=True"):
         gemma3n_processor.apply_chat_template(chat, return_assistant_tokens_mask=True)
 
@@ -274,6 +283,42 @@ def test_the_tokenizer_knows_chats_of_its_own(gemma3n_tokenizer: GemmaTokenizer)
     gemma3n_tokenizer.chat_template = {"one": "a", "two": "b"}
     with pytest.raises(InputError, match="one, two"):
         gemma3n_tokenizer.get_chat_template()
+
+
+def test_everything_that_is_typed_can_be_made_plain(gemma3n_processor: Gemma3nProcessor) -> None:
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}{{ tools[0].name }}{{ tone }}{{ documents[0].text }}"
+    chat = [{"role": "system", "content": "<eos>"}]
+    more = {"tools": [{"name": "<bos>"}], "documents": [{"text": "[M]<pad>"}], "tone": "<unk>"}
+    for tool in (gemma3n_processor, gemma3n_processor.tokenizer):
+        options = {
+            "chat_template": template,
+            "tokenize": True,
+            "return_dict": False,
+            "add_special_tokens": False,
+            **more,
+        }
+        options = {name: options[name] for name in options if name != "add_special_tokens" or tool is gemma3n_processor}
+        plain = torch.tensor(tool.apply_chat_template(chat, sanitize_control_tokens=True, **options)).flatten().tolist()
+        assert not set(plain) & set(gemma3n_processor.tokenizer.all_special_ids)
+        assert gemma3n_processor.decode(plain) == "<eos><bos><unk>[M]<pad>"
+        partly = torch.tensor(tool.apply_chat_template(chat, **options)).flatten().tolist()
+        assert partly[:2] == [1, 2]
+
+
+def test_a_typed_token_that_cannot_be_written_otherwise_is_refused(backend_of: Any) -> None:
+    backend = backend_of(["h"])
+    tokenizer = GemmaTokenizer(tokenizer_object=backend, chat_template="{{ messages[0].content }}")
+    with pytest.raises(InputError, match="'h' cannot be written as plain text"):
+        tokenizer.apply_chat_template([{"role": "user", "content": "oh"}])
+    with pytest.raises(InputError, match="without text_pair"):
+        tokenizer(f"a{TYPED_START}b", "c", sanitize_control_tokens=True)
+
+
+def test_a_typed_token_counts_as_its_letters_when_a_text_is_cut(gemma3n_tokenizer: GemmaTokenizer) -> None:
+    text = f"a{TYPED_START}<eos>{TYPED_END}b"
+    whole = gemma3n_tokenizer(text, sanitize_control_tokens=True)["input_ids"]
+    cut = gemma3n_tokenizer(text, sanitize_control_tokens=True, truncation=True, max_length=4)["input_ids"]
+    assert len(whole) == 8 and cut == whole[:4]
 
 
 # ------------------------------------------------------------------------------------------------ files
@@ -310,6 +355,9 @@ def test_missing_and_wrong_parts_are_named(gemma3n_processor: Gemma3nProcessor, 
     parts = (gemma3n_processor.image_processor, gemma3n_processor.feature_extractor, gemma3n_processor.tokenizer)
     with pytest.raises(TypeError, match="feature_extractor is a SiglipImageProcessor"):
         Gemma3nProcessor(*parts)
+    bare = GemmaTokenizer(vocab={"a": 0}, merges=[])
+    with pytest.raises(ConfigError, match="no image_token, boi_token"):
+        Gemma3nProcessor(parts[1], parts[0], bare)
     gemma3n_processor.tokenizer.save_pretrained(tmp_path)
     with pytest.raises(CheckpointNotFoundError, match="feature_extractor"):
         Gemma3nProcessor.from_pretrained(tmp_path)

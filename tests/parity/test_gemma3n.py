@@ -6,6 +6,7 @@ reference's do only in batches of one length; embeddings without ids keep what t
 
 from __future__ import annotations
 
+import copy
 import importlib
 from pathlib import Path
 from typing import Any
@@ -87,11 +88,13 @@ def whole_pair(reference: Any, tmp_path_factory: pytest.TempPathFactory) -> tupl
         pytest.skip("torchvision is of another build than torch; tests/parity/test_gemma_vision.py gets around that")
     config = reference.Gemma3nConfig(
         text_config=TEXT, audio_config=AUDIO_SIZES,
-        vision_config=reference.Gemma3nVisionConfig.from_dict(VISION_SIZES),
+        vision_config=reference.Gemma3nVisionConfig.from_dict(copy.deepcopy(VISION_SIZES)),
         audio_soft_tokens_per_image=PLACES, vision_soft_tokens_per_image=PLACES, boi_token_id=250, eoi_token_id=256,
         image_token_id=IMAGE, boa_token_id=251, eoa_token_id=272, audio_token_id=AUDIO,
     )  # fmt: skip
     theirs = scatter(reference.Gemma3nForConditionalGeneration(config), 2)
+    # Building the tower fills its arguments with functions, which no file can hold.
+    theirs.config.vision_config.model_args = copy.deepcopy(VISION_SIZES["model_args"])
     theirs.generation_config.eos_token_id = None
     folder = tmp_path_factory.mktemp("whole")
     theirs.save_pretrained(folder)

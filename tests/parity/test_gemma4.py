@@ -62,12 +62,18 @@ def randomise(model: Any, seed: int) -> Any:
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in sorted([*model.named_parameters(), *model.named_buffers()]):
         noise = torch.randn(tensor.shape, generator=generator)
-        if "layer_scalar" in name or "scale" in name and tensor.dim() == 1:
+        if "layer_scalar" in name or ("scale" in name and tensor.dim() == 1):
             tensor.copy_(1 + 0.2 * noise)
         elif tensor.dim() == 1 and "norm" in name and "bias" not in name:
             tensor.copy_(1 + 0.3 * noise)
         elif tensor.dim() >= 2 and not name.endswith("inv_freq"):
-            fan_in = 1 if "embed" in name and "proj" not in name else tensor[0].numel() if tensor.dim() == 2 else tensor.shape[-1]
+            fan_in = (
+                1
+                if "embed" in name and "proj" not in name
+                else tensor[0].numel()
+                if tensor.dim() == 2
+                else tensor.shape[-1]
+            )
             tensor.copy_(0.2 * noise if fan_in == 1 else 1.2 * noise / fan_in**0.5)
     return model.eval()
 
@@ -118,9 +124,17 @@ def test_states_logits_and_loss_are_the_same(kind: str, pair: Any) -> None:
 def test_greedy_tokens_are_the_same_far_beyond_the_window(kind: str, batch: int, options: Any, pair: Any) -> None:
     theirs, ours = pair(kind, 5)
     inputs = prompts(batch)
-    common = {"max_new_tokens": 64, "do_sample": False, "pad_token_id": 0, "eos_token_id": None, "no_repeat_ngram_size": 2}
+    common = {
+        "max_new_tokens": 64,
+        "do_sample": False,
+        "pad_token_id": 0,
+        "eos_token_id": None,
+        "no_repeat_ngram_size": 2,
+    }
     plain = {"disable_compile": True} if "cache_implementation" in options else {}
-    ours_only = {name: value for name, value in options.items() if name not in ("use_cache", "prompt_lookup_num_tokens")}
+    ours_only = {
+        name: value for name, value in options.items() if name not in ("use_cache", "prompt_lookup_num_tokens")
+    }
     expected = theirs.generate(**inputs, **common, **ours_only, **plain)
     found = ours.generate(**inputs, **common, **options)
     assert torch.equal(found, expected)
@@ -176,7 +190,9 @@ def test_the_12b_embeds_and_reads_as_there(reference: Any, tmp_path: Path) -> No
         assert torch.allclose(one, other, atol=1e-5)
     found, expected = ours.get_audio_features(clips, valid), theirs.model.get_audio_features(clips, valid)
     assert torch.allclose(found.pooler_output, expected.pooler_output, atol=1e-5)
-    ids = torch.tensor([[2, 7, 295, 291, 291, 291, 291, 291, 296, 9, 8, 7], [2, 5, 5, 295, 291, 291, 291, 296, 4, 4, 3, 3]])
+    ids = torch.tensor(
+        [[2, 7, 295, 291, 291, 291, 291, 291, 296, 9, 8, 7], [2, 5, 5, 295, 291, 291, 291, 296, 4, 4, 3, 3]]
+    )
     inputs = {"input_ids": ids, "input_features": clips, "input_features_mask": valid}
     logits = theirs(**inputs).logits
     assert (ours(**inputs).logits - logits).abs().max() < 1e-5 * logits.abs().max()
@@ -196,7 +212,9 @@ def test_a_drafter_drafts_as_there(ordered: bool, reference: Any, tmp_path: Path
     text = {**TEXT, "vocab_size_per_layer_input": 0, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 4,
             "layer_types": [SLIDING] * 3 + [FULL]}  # fmt: skip
     # The reference refuses to build any drafter: its plan of shared layers wants one layer with keys of its own.
-    monkeypatch.setattr(reference.Gemma4TextConfig, "kv_sharing_modes", property(lambda config: ["reuse"] * 4), raising=False)
+    monkeypatch.setattr(
+        reference.Gemma4TextConfig, "kv_sharing_modes", property(lambda config: ["reuse"] * 4), raising=False
+    )
     own = {"text_config": text, "backbone_hidden_size": 32, "use_ordered_embeddings": ordered, "num_centroids": 16,
            "centroid_intermediate_top_k": 3}  # fmt: skip
     theirs = randomise(reference.Gemma4AssistantForCausalLM(reference.Gemma4AssistantConfig(**own)), 3)

@@ -301,3 +301,30 @@ def test_assistant_masks_agree(processors: tuple[str, Any, Any]) -> None:
     options = {"chat_template": template, "tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
     one, other = (p.apply_chat_template(messages, return_tensors="pt", **options) for p in (theirs, ours))
     assert torch.equal(torch.as_tensor(one["assistant_masks"]), other["assistant_masks"])
+
+
+def test_the_processor_of_the_12b_agrees(reference: Any, golden: Path, tmp_path: Path) -> None:
+    folder = golden / "gemma4" / "processor" / "checkpoint"
+    try:
+        parts = (
+            reference.Gemma4UnifiedAudioFeatureExtractor(),
+            reference.Gemma4UnifiedImageProcessor(max_soft_tokens=70),
+            reference.GemmaTokenizer.from_pretrained(folder),
+            reference.Gemma4UnifiedVideoProcessor(max_soft_tokens=70, num_frames=2),
+        )
+        theirs = reference.Gemma4UnifiedProcessor(*parts)
+    except ImportError as error:
+        pytest.skip(f"the reference cannot make its processor here: {error}")
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = gemma4.Gemma4UnifiedProcessor.from_pretrained(tmp_path / "theirs")
+    ours.save_pretrained(tmp_path / "ours")
+    back = reference.Gemma4UnifiedProcessor.from_pretrained(tmp_path / "ours")
+    for seed in range(8):
+        call = sample("gemma4", seed)
+        compare(theirs(**call), ours(**call), seed)
+        compare(theirs(**call), back(**call), seed)
+
+
+def test_inputs_have_the_same_names(processors: tuple[str, Any, Any]) -> None:
+    _, theirs, ours = processors
+    assert set(theirs.model_input_names) == set(ours.model_input_names)

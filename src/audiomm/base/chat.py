@@ -47,6 +47,7 @@ _THOUGHT_NAMES = ("reasoning_content", "thinking", "reasoning")
 _OUTSIDE_ROLES = ("user", "tool")
 
 _CONTINUE_HERE = "\ufdd4"
+_TOKEN_SHAPE = re.compile(r"<[^<>\s]+>")
 
 
 @dataclass
@@ -149,6 +150,28 @@ def find_media(messages: Sequence[Mapping[str, Any]]) -> Media:
     return found
 
 
+def with_sound_of_videos(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """`messages` with the sound of each video as a part of its own, right behind the video.
+
+    An empty {"type": "audio"} part that stands there already takes the sound.
+    """
+    filled = []
+    for message in messages:
+        content = message.get("content")
+        parts: list[Any] = []
+        for part in content if isinstance(content, list) else ():
+            is_place = part["type"] == "audio" and not any(part.get(name) is not None for name in _SOURCES["audio"])
+            before = parts[-1] if parts else {}
+            if is_place and before.get("type") == "audio" and "of_video" in before:
+                continue
+            parts.append(part)
+            source = next((part[name] for name in _SOURCES["video"] if part.get(name) is not None), None)
+            if part["type"] == "video" and source is not None:
+                parts.append({"type": "audio", "audio": source, "of_video": True})
+        filled.append({**message, "content": parts} if isinstance(content, list) else dict(message))
+    return filled
+
+
 def render_chat(
     template: str,
     messages: Sequence[Mapping[str, Any]],
@@ -237,18 +260,21 @@ def _without_blocks(text: str) -> tuple[str, list[tuple[int, int]]]:
     return "".join(pieces), spans
 
 
-def mark_typed(
-    messages: list[dict[str, Any]], tokens: Iterable[str], roles: Sequence[str] | None = _OUTSIDE_ROLES
-) -> list[dict[str, Any]]:
-    """`messages` with every control token in the texts of those roles (None: of all) put between TYPED marks.
+def mark_typed(messages: list[dict[str, Any]], tokens: Iterable[str], everything: bool = False) -> list[dict[str, Any]]:
+    """`messages` with the control tokens that come from outside put between TYPED marks.
 
     A tokenizer called with `sanitize_control_tokens=True` encodes what is between the marks as plain text, so that who
     types "<|image|>" or "<end_of_turn>" gets those letters and no control.
+
+    Args:
+        messages: From `conversations_of`.
+        tokens: The control tokens.
+        everything: Mark them in what system and assistant say too, not only in what users and tools say.
     """
     mark = typed_marker(tokens)
     return [
         {name: value if name == "role" else mark(value) for name, value in message.items()}
-        if roles is None or message["role"] in roles
+        if everything or message["role"] in _OUTSIDE_ROLES
         else message
         for message in messages
     ]
@@ -256,13 +282,18 @@ def mark_typed(
 
 def typed_marker(tokens: Iterable[str]) -> Callable[[Any], Any]:
     """A function that puts control tokens in all strings of nested data between TYPED marks, dict keys excepted."""
-    ordered = sorted(filter(None, tokens), key=len, reverse=True)
-    pattern = re.compile("|".join(map(re.escape, ordered)) or "(?!)")
+    known = frozenset(tokens)
+    # Thousands of "<unused17>" would make a slow pattern: what has their shape is looked up instead.
+    others = sorted((token for token in known if token and not _TOKEN_SHAPE.fullmatch(token)), key=len, reverse=True)
+    pattern = re.compile("|".join([*map(re.escape, others), _TOKEN_SHAPE.pattern]))
     marks = str.maketrans("", "", TYPED_START + TYPED_END)
+
+    def framed(match: re.Match[str]) -> str:
+        return f"{TYPED_START}{match.group()}{TYPED_END}" if match.group() in known else match.group()
 
     def mark(value: Any) -> Any:
         if isinstance(value, str):
-            return pattern.sub(rf"{TYPED_START}\g<0>{TYPED_END}", value.translate(marks))
+            return pattern.sub(framed, value.translate(marks))
         if isinstance(value, Mapping):
             # A part's type and its medium are no text of the prompt.
             kept = ("type", *_SOURCES.get(str(value.get("type")), ()))
@@ -270,6 +301,15 @@ def typed_marker(tokens: Iterable[str]) -> Callable[[Any], Any]:
         return [mark(item) for item in value] if isinstance(value, (list, tuple)) else value
 
     return mark
+
+
+def without_typed(text: str, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Places in `text` (characters) after the TYPED marks have been taken out of it."""
+
+    def place(at: int) -> int:
+        return at - text.count(TYPED_START, 0, at) - text.count(TYPED_END, 0, at)
+
+    return [(place(start), place(end)) for start, end in spans]
 
 
 def resolve_template(templates: str | Mapping[str, str] | None, wanted: str | None, has_tools: bool) -> str:

@@ -6,11 +6,23 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import torch
 from tokenizers import Encoding, Tokenizer
 
-from .chat import TYPED_END, TYPED_START, conversations_of, mark_typed, render_chat, resolve_template
-from .encoding import BatchEncoding
+from .chat import (
+    TYPED_END,
+    TYPED_START,
+    conversations_of,
+    mark_typed,
+    render_chat,
+    resolve_template,
+    typed_marker,
+    without_typed,
+)
+from .encoding import plain_list
 from .errors import InputError
+from .tool_schema import tool_schemas
 from .vocabulary import Vocabulary
 
 _TYPED = re.compile(f"{TYPED_START}(.*?){TYPED_END}", re.DOTALL)
@@ -78,8 +90,12 @@ class ChatTemplates(Vocabulary):
         if return_assistant_tokens_mask and not (tokenize and return_dict):
             raise InputError("return_assistant_tokens_mask=True needs tokenize=True and return_dict=True.")
         if tokenize and sanitize_control_tokens is not False:
-            roles = {"roles": None} if sanitize_control_tokens else {}
-            conversations = [mark_typed(chat, self.control_tokens(), **roles) for chat in conversations]
+            tokens = self.control_tokens()
+            conversations = [mark_typed(chat, tokens, bool(sanitize_control_tokens)) for chat in conversations]
+            if sanitize_control_tokens:
+                mark = typed_marker(tokens)
+                tools = None if tools is None else mark(tool_schemas(tools))
+                documents, variables = mark(documents), mark(variables)
         rendered = [
             render_chat(
                 template,
@@ -106,40 +122,43 @@ class ChatTemplates(Vocabulary):
             texts if is_batch else texts[0], return_tensors=return_tensors, **{**options, **(tokenizer_kwargs or {})}
         )
         if return_assistant_tokens_mask:
-            masks = assistant_masks(encoding.encodings, [spans for _, spans in rendered])
-            padded = [_padded_like(row, mask) for row, mask in zip(_rows(encoding), masks, strict=True)]
-            encoding["assistant_masks"] = padded if is_batch or return_tensors else padded[0]
-            encoding.convert_to_tensors(return_tensors)
+            places = [without_typed(*row) for row in rendered]
+            encoding["assistant_masks"] = assistant_masks(encoding.encodings, places, encoding["attention_mask"])
         return encoding if return_dict else encoding["input_ids"]
 
     def control_tokens(self) -> list[str]:
         """The texts that the vocabulary reads as special tokens wherever they stand."""
-        added = self._tokenizer.get_added_tokens_decoder().values()
-        return [token.content for token in added if token.special and not token.content.isspace()]
+        found: list[str] | None = self.__dict__.get("_control_tokens")
+        if found is None:
+            added = self._tokenizer.get_added_tokens_decoder().values()
+            found = [token.content for token in added if token.special and not token.content.isspace()]
+            self.__dict__["_control_tokens"] = found
+        return list(found)
 
 
-def _rows(encoding: BatchEncoding) -> list[Any]:
-    rows = encoding["attention_mask"]
-    rows = rows.tolist() if hasattr(rows, "tolist") else rows
-    return rows if rows and isinstance(rows[0], list) else [rows]
+def assistant_masks(encodings: Sequence[Encoding], spans: Sequence[Sequence[tuple[int, int]]], attention: Any) -> Any:
+    """1 for the tokens that lie in one of the spans of their text, 0 for others and for padding.
 
+    Args:
+        encodings: Of the texts, not padded.
+        spans: Of each text, in characters.
+        attention: The attention mask, (texts, tokens), or (tokens,) for one text; list, array or tensor.
 
-def _padded_like(attention: list[int], mask: list[int]) -> list[int]:
-    """`mask` of the real tokens, 0 where `attention` is padding."""
-    values = iter(mask)
-    return [next(values) if real else 0 for real in attention]
-
-
-def assistant_masks(encodings: Sequence[Encoding], spans: Sequence[Sequence[tuple[int, int]]]) -> list[list[int]]:
-    """For each text, 1 for the tokens that lie in one of its spans (in characters), else 0."""
+    Returns:
+        The same form as `attention`.
+    """
+    rows = plain_list(attention)
+    is_batch = not rows or isinstance(rows[0], list)
     masks = []
-    for encoding, places in zip(encodings, spans, strict=True):
-        mask = [0] * len(encoding)
-        for position, (start, end) in enumerate(encoding.offsets):
-            if any(start < last and end > first for first, last in places):
-                mask[position] = 1
-        masks.append(mask)
-    return masks
+    for encoding, places, row in zip(encodings, spans, rows if is_batch else [rows], strict=True):
+        inside = iter([
+            int(any(start < last and end > first for first, last in places)) for start, end in encoding.offsets
+        ])  # fmt: skip
+        masks.append([next(inside) if real else 0 for real in row])
+    result = masks if is_batch else masks[0]
+    if isinstance(attention, torch.Tensor):
+        return torch.tensor(result, device=attention.device)
+    return np.array(result) if isinstance(attention, np.ndarray) else result
 
 
 def encode_typed(backend: Tokenizer, literal: Tokenizer, text: str) -> Encoding:

@@ -18,7 +18,7 @@ from .tokenizer_files import added_token, token_text
 STANDARD_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 #: What is worked out from the vocabulary once and forgotten when it changes.
-_DERIVED = ("_literal_tokenizer", "_marked_special", "_language_tokens")
+_DERIVED = ("_literal_tokenizer", "_marked_special", "_language_tokens", "_control_tokens")
 
 
 class _Token:

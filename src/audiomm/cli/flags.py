@@ -1,4 +1,7 @@
-"""The flags of `audiomm transcribe` and `audiomm listen`; those of openai-whisper are called and mean what they do there."""
+"""The flags of the commands that have many.
+
+Those of `audiomm transcribe` that openai-whisper knows are called as there, and mean the same.
+"""
 
 from __future__ import annotations
 
@@ -167,3 +170,30 @@ def _threads(text: str) -> int:
 
 def _optional_float(text: str) -> float | None:
     return None if text == "None" else float(text)
+
+
+def add_chat(commands: _Commands[argparse.ArgumentParser]) -> None:
+    """The flags of `audiomm chat`."""
+    chat = commands.add_parser("chat", help="talk with a model, with pictures, recordings and videos")
+    chat.add_argument("model", metavar="MODEL", help="a folder or a hub id, like google/gemma-3n-E2B-it")
+    chat.add_argument("--prompt", help="ask this and end, instead of reading lines")
+    chat.add_argument("--attach", metavar="PATH", nargs="+", default=[], help="files for the first question")
+    chat.add_argument("--system", help="what the model is to be")
+    chat.add_argument("--max_new_tokens", type=int, default=512, help="the longest answer (default %(default)s)")
+    chat.add_argument("--temperature", type=float, help="0 always takes the likeliest token; the model's when left out")
+    chat.add_argument("--device", help="cpu, cuda, cuda:1, mps; the first accelerator when left out")
+    chat.add_argument("--dtype", help="float32, bfloat16 or float16; the checkpoint's when left out")
+    chat.add_argument("--revision", help="branch, tag or commit on the hub")
+    chat.set_defaults(module="chat", usage_error=chat.error)
+
+
+def add_slice(commands: _Commands[argparse.ArgumentParser]) -> None:
+    """The flags of `audiomm slice`."""
+    parser = commands.add_parser("slice", help="a smaller Gemma 3n out of a larger one's checkpoint")
+    parser.add_argument("source", metavar="SOURCE", help="a folder or a hub id, like google/gemma-3n-E4B-it")
+    parser.add_argument("output", metavar="OUTPUT", help="the folder to write")
+    parser.add_argument("--size", help="a published size, like E2B or E2.54B")
+    parser.add_argument("--intermediate_size", help="neurons of every layer's block, or one number a layer with commas")
+    parser.add_argument("--skip_layers", help="layers to leave out, like 20-24")
+    parser.add_argument("--revision", help="branch, tag or commit on the hub")
+    parser.set_defaults(module="slice", usage_error=parser.error)

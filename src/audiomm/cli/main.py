@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..base.errors import AudiommError
-from .flags import add_listen, add_transcribe
+from .flags import add_chat, add_listen, add_slice, add_transcribe
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,6 +69,8 @@ def build_parser() -> argparse.ArgumentParser:
     convert.add_argument("--dtype", choices=dtypes, default="auto", help="of the weights; the source's when left out")
     convert.add_argument("--tokenizer", help="folder, hub id or .tiktoken file, where the source holds no tokenizer")
     convert.set_defaults(module="convert")
+    add_chat(commands)
+    add_slice(commands)
     env = commands.add_parser("env", help="versions and devices, for reports of problems")
     env.set_defaults(module="env")
     return parser

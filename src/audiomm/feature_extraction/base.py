@@ -19,6 +19,7 @@ import torch
 
 from ..base.errors import CheckpointNotFoundError, ConfigError, InputError, SampleRateError
 from ..base.hub import Source, make_folder, read_json, write_json
+from ..media.audio import load_audio
 from ..media.samples import as_waveforms
 
 logger = logging.getLogger("audiomm.feature_extraction")
@@ -282,6 +283,10 @@ class SequenceFeatureExtractor(FeatureExtractionMixin):
     def read_clips(self, raw_speech: Any, device: str | torch.device | None = None) -> list[torch.Tensor]:
         """Clips of any accepted form as float32 (samples,) tensors; see `audiomm.media.samples.as_waveforms`."""
         return as_waveforms(raw_speech, device)
+
+    def read_recording(self, recording: Any) -> np.ndarray:
+        """One recording (samples, a path, bytes or a dict, as `load_audio` takes it) as samples at this rate."""
+        return load_audio(recording, self.sampling_rate)
 
     @staticmethod
     def padded_lengths(

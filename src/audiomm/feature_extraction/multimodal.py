@@ -13,11 +13,21 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from ..base.chat import conversations_of, find_media, mark_typed, render_chat, resolve_template
+from ..base.chat import (
+    conversations_of,
+    find_media,
+    mark_typed,
+    render_chat,
+    resolve_template,
+    typed_marker,
+    with_sound_of_videos,
+    without_typed,
+)
 from ..base.errors import InputError, PlaceholderError
 from ..base.sandbox import variables_of
 from ..base.tokenizer import PreTrainedTokenizer
 from ..base.tokenizer_chat import assistant_masks
+from ..base.tool_schema import tool_schemas
 from ..media.audio import load_audio
 from ..media.fetch import FetchLimits
 from .base import BatchFeature
@@ -325,6 +335,7 @@ class MultimodalProcessor(ProcessorMixin):
         tokenize: bool = False,
         return_tensors: str | None = "auto",
         return_dict: bool = False,
+        load_audio_from_video: bool = False,
         processor_kwargs: Mapping[str, Any] | None = None,
         sanitize_control_tokens: bool | None = None,
         **kwargs: Any,
@@ -344,6 +355,7 @@ class MultimodalProcessor(ProcessorMixin):
             tokenize: Return the model's inputs; False returns the text.
             return_tensors: "pt", "np", or None ("auto") for lists.
             return_dict: Return all inputs; False returns only the ids.
+            load_audio_from_video: Let the model hear the sound of video files too, right behind their frames.
             processor_kwargs: Options of the call, such as padding=True, images_kwargs= or allow_urls=.
             sanitize_control_tokens: Encode control tokens written in messages as plain text: None does so for what
                 users and tools say, True for everything, False for nothing.
@@ -357,14 +369,19 @@ class MultimodalProcessor(ProcessorMixin):
         template = resolve_template(self.chat_template or self.fallback_template, chat_template, bool(tools))
         variables, options = self._split_chat_options(template, kwargs, processor_kwargs)
         conversations, is_batch = conversations_of(conversation)
+        if load_audio_from_video:
+            conversations = [with_sound_of_videos(chat) for chat in conversations]
         if return_assistant_tokens_mask and not (tokenize and return_dict):
             raise InputError("return_assistant_tokens_mask=True needs tokenize=True and return_dict=True.")
         sanitize = tokenize and sanitize_control_tokens is not False
         chats = conversations
         if sanitize:
             tokens = self._typed_tokens(options)
-            roles = {"roles": None} if sanitize_control_tokens else {}
-            chats = [mark_typed(chat, tokens, **roles) for chat in conversations]
+            chats = [mark_typed(chat, tokens, bool(sanitize_control_tokens)) for chat in conversations]
+            if sanitize_control_tokens:
+                mark = typed_marker(tokens)
+                tools = None if tools is None else mark(tool_schemas(tools))
+                documents, variables = mark(documents), mark(variables)
         rendered = [
             render_chat(
                 template,
@@ -387,7 +404,7 @@ class MultimodalProcessor(ProcessorMixin):
         media = self._chat_media(conversations, options)
         inputs, moved = self._encode(texts, media, options)
         if return_assistant_tokens_mask:
-            self._add_assistant_masks(inputs, [spans for _, spans in rendered], moved)
+            self._add_assistant_masks(inputs, rendered, moved)
         return inputs if return_dict else inputs["input_ids"]
 
     def _split_chat_options(
@@ -424,16 +441,15 @@ class MultimodalProcessor(ProcessorMixin):
             media[kind] = Rows(items, [len(row) for row in lists]) if items else Rows.of(beside, is_one)
         return media
 
-    def _add_assistant_masks(self, inputs: BatchFeature, spans: list[list[tuple[int, int]]], moved: list[Any]) -> None:
-        places = [shifted(row, expansions) for row, expansions in zip(spans, moved, strict=True)]
-        tensors = hasattr(inputs["input_ids"], "tolist")
-        rows = inputs["attention_mask"].tolist() if tensors else inputs["attention_mask"]
-        masks = []
-        for attention, mask in zip(rows, assistant_masks(inputs.__dict__["encodings"], places), strict=True):
-            values = iter(mask)
-            masks.append([next(values) if real else 0 for real in attention])
-        kind = None if not tensors else "pt" if hasattr(inputs["input_ids"], "device") else "np"
-        inputs["assistant_masks"] = BatchFeature({"masks": masks}, kind)["masks"]
+    def _add_assistant_masks(
+        self, inputs: BatchFeature, rendered: list[tuple[str, list[tuple[int, int]]]], moved: list[Any]
+    ) -> None:
+        places = []
+        for (text, spans), expansions in zip(rendered, moved, strict=True):
+            # Marks that were expanded move what is behind them on, those of typed tokens that are gone move it back.
+            ends = zip(spans, without_typed(text, spans), shifted(spans, expansions), strict=True)
+            places.append([(b[0] + c[0] - a[0], b[1] + c[1] - a[1]) for a, b, c in ends])
+        inputs["assistant_masks"] = assistant_masks(inputs.__dict__["encodings"], places, inputs["attention_mask"])
 
     def post_process_image_text_to_text(
         self, generated_outputs: Any, skip_special_tokens: bool = True, **options: Any

@@ -43,7 +43,7 @@ class Rows:
         if is_one(media):
             return cls([media])
         rows = list(media)
-        if any(not is_one(row) for row in rows if row is not None):
+        if any(row is None or not is_one(row) for row in rows):
             lists = [[] if row is None else [row] if is_one(row) else list(row) for row in rows]
             items = [item for row in lists for item in row]
             return cls(items, [len(row) for row in lists]) if items else None

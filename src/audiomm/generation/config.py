@@ -84,6 +84,7 @@ class GenerationConfig:
     eos_token_id: int | list[int] | None
     decoder_start_token_id: int | list[int] | None
     num_assistant_tokens: int | None
+    prefill_chunk_size: int | None
     assistant_confidence_threshold: float | None
     prompt_lookup_num_tokens: int | None
     max_matching_ngram_size: int | None

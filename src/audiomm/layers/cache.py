@@ -305,13 +305,13 @@ class Cache:
         Raises:
             GenerationError: The fixed buffers are full.
         """
-        past = self.length
-        if self.fixed:
+        if self.fixed and torch.compiler.is_compiling():
             # Compiled code must not depend on a count that changes every step; whoever replays it calls `note`.
-            if not torch.compiler.is_compiling():
-                self.note(count)
-            return self._reserve_fixed(count, positions, rows, past)
+            return self._reserve_fixed(count, positions, rows, past=1)
+        past = self.length
         self.note(count)
+        if self.fixed:
+            return self._reserve_fixed(count, positions, rows, past)
         first = {window: self._growing[window].dropped for window in self._windows}
         for track in self._growing.values():
             track.reserve(self.length)
@@ -431,8 +431,10 @@ class Cache:
         """Forget everything and keep the buffers, for the next sequence."""
         for layer in self.layers:
             layer.clear()
-        for track in (*self._growing.values(), *self._fixed.values()):
-            track.clear()
+        for growing in self._growing.values():
+            growing.clear()
+        for fixed in self._fixed.values():
+            fixed.clear()
         if self.fixed:
             self._cursor.zero_()
             self._padding.zero_()

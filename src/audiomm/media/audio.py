@@ -268,6 +268,7 @@ def _decode_by_libsndfile(name: str, source: Path | bytes, kind: Container, mixe
         declared = file.frames
         if declared < _UNKNOWN_SAMPLES:
             mixer.check_length(declared, file.samplerate)
+            mixer.expect(declared, file.samplerate)
         try:
             for block in _blocks(file):
                 mixer.push(block, file.samplerate)
@@ -287,6 +288,7 @@ def _decode_by_pyav(name: str, source: Path | bytes, kind: Container, mixer: Mix
         for block, block_rate in blocks_of_video(name, source, kind.name):
             if mixer.taken == 0:
                 mixer.check_length(int(seconds * block_rate), check_rate(block_rate, name))
+                mixer.expect(int(seconds * block_rate), block_rate)
             mixer.push(block, block_rate)
     except AudioDecodeError as error:
         if mixer.taken == 0:

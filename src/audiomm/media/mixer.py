@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ..base.errors import AudioLayoutError, AudioLimitError
-from .resample import Resampler
+from .resample import Resampler, resampled_length
 from .samples import check_finite
 
 logger = logging.getLogger("audiomm.media")
@@ -37,7 +37,8 @@ class Mixer:
         self._channel = channel
         self._max_seconds = max_seconds
         self._resampler: Resampler | None = None
-        self._pieces: list[np.ndarray] = []
+        self._waveform: np.ndarray | None = None
+        self._filled = self._expected = 0
         self._energy_in = self._energy_out = 0.0
 
     def check_length(self, num_samples: int, rate: int) -> None:
@@ -52,6 +53,10 @@ class Mixer:
                 "max_seconds= to allow more, or cut it."
             )
 
+    def expect(self, num_samples: int, rate: int) -> None:
+        """Make room for audio of `num_samples` at `rate`, so that hours of it lie in memory once, not twice."""
+        self._expected = resampled_length(num_samples, rate, self._to_rate)
+
     def push(self, block: np.ndarray, rate: int) -> None:
         """Take float32 (samples, channels) at `rate`, the same rate every time.
 
@@ -65,7 +70,7 @@ class Mixer:
         check_finite(torch.from_numpy(block), self.name, self.taken)
         self.taken += len(block)
         self.check_length(self.taken, rate)
-        self._pieces.append(self._resampler.push(self._mono(block)))
+        self._append(self._resampler.push(self._mono(block)))
 
     def waveform(self) -> np.ndarray:
         """float32 (samples,), all that was taken; ends the mixing."""
@@ -77,19 +82,28 @@ class Mixer:
                 100 * self._energy_out / self._energy_in,
             )
         if self._resampler is not None:
-            self._pieces.append(self._resampler.finish())
-        pieces = [piece for piece in self._pieces if len(piece)]
-        self._pieces.clear()
-        if len(pieces) == 1:
-            return pieces[0]
-        waveform = np.empty(sum(map(len, pieces)), np.float32)
-        start = 0
-        for place, piece in enumerate(pieces):
-            waveform[start : start + len(piece)] = piece
-            start += len(piece)
-            # Hours of audio are to lie in memory once, not twice.
-            pieces[place] = piece[:0].copy()
-        return waveform
+            self._append(self._resampler.finish())
+        if self._waveform is None:
+            return np.zeros(0, np.float32)
+        waveform = self._waveform[: self._filled]
+        # A header that declares far more than there is must not keep its room.
+        return waveform.copy() if self._filled < len(self._waveform) // 2 else waveform
+
+    def _append(self, piece: np.ndarray) -> None:
+        if not len(piece):
+            return
+        if self._waveform is None and not self._expected:
+            # Samples that come at once and need no change are returned as they are.
+            self._waveform, self._filled = piece, len(piece)
+            return
+        end = self._filled + len(piece)
+        if self._waveform is None or end > len(self._waveform):
+            larger = np.empty(max(end, self._expected, self._filled * 5 // 4), np.float32)
+            if self._waveform is not None:
+                larger[: self._filled] = self._waveform[: self._filled]
+            self._waveform = larger
+        self._waveform[self._filled : end] = piece
+        self._filled = end
 
     def _mono(self, block: np.ndarray) -> np.ndarray:
         channels = block.shape[1]

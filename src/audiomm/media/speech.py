@@ -261,9 +261,7 @@ class SpeechClock:
         first, last = self._reach(start, end)
         return self._at(start, first), self._at(end, last)
 
-    def word(
-        self, start: float, end: float, within: tuple[float, float] | None = None
-    ) -> tuple[float, float]:
+    def word(self, start: float, end: float, within: tuple[float, float] | None = None) -> tuple[float, float]:
         """Start and end in the recording of a word, which lies wholly in the span that its middle is in.
 
         Args:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,21 +16,27 @@ from ..auto import (
     AutoConfig,
     AutoFeatureExtractor,
     AutoModelForAudioClassification,
+    AutoModelForCausalLM,
+    AutoModelForMultimodalLM,
     AutoModelForSpeechSeq2Seq,
     AutoProcessor,
     AutoTokenizer,
 )
 from ..base.errors import InputError
+from .any_to_text import AnyToTextPipeline
 from .audio_classification import AudioClassificationPipeline
 from .base import Pipeline, resolve_device
+from .prompted_recognition import PromptedSpeechRecognitionPipeline
 from .speech_recognition import AutomaticSpeechRecognitionPipeline
 from .writers import get_writer
 
 __all__ = [
     "TASKS",
+    "AnyToTextPipeline",
     "AudioClassificationPipeline",
     "AutomaticSpeechRecognitionPipeline",
     "Pipeline",
+    "PromptedSpeechRecognitionPipeline",
     "Task",
     "get_writer",
     "pipeline",
@@ -48,7 +54,8 @@ class Task:
         model_class: Loads a model for it.
         families: Values of `model_type` in a config that make this the task of a model when none is named.
         default_model: The model when none is named; None where one must be.
-        parts: What is loaded beside the model.
+        parts: What is loaded beside the model; "processor" stands for the tokenizer of a model of text alone.
+        options: Keywords for the class.
     """
 
     pipeline_class: type[Pipeline]
@@ -56,6 +63,15 @@ class Task:
     families: tuple[str, ...]
     default_model: str | None
     parts: tuple[str, ...] = ("tokenizer", "feature_extractor")
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+#: Models that are asked, not told what to hear.
+_ANSWERING = ("gemma3n", "gemma4", "gemma4_unified")
+
+
+def _answers(task: str, model_class: Any = AutoModelForMultimodalLM, families: tuple[str, ...] = ()) -> Task:
+    return Task(AnyToTextPipeline, model_class, families, None, ("processor",), {"task": task})
 
 
 TASKS = {
@@ -65,6 +81,17 @@ TASKS = {
     "audio-classification": Task(
         AudioClassificationPipeline, AutoModelForAudioClassification, (), None, ("feature_extractor",)
     ),
+    "any-to-any": _answers("any-to-any", families=_ANSWERING),
+    "image-text-to-text": _answers("image-text-to-text"),
+    "audio-text-to-text": _answers("audio-text-to-text"),
+    "text-generation": _answers("text-generation", AutoModelForCausalLM, ("gemma3n_text", "gemma4_text")),
+}
+
+#: The same task where a model of `_ANSWERING` does it.
+_ASKED = {
+    "automatic-speech-recognition": Task(
+        PromptedSpeechRecognitionPipeline, AutoModelForMultimodalLM, (), None, ("processor",)
+    )
 }
 
 
@@ -96,7 +123,7 @@ def pipeline(
         config: A config, or where to read one; only used to find the task and to load the model.
         tokenizer: A tokenizer or where to read one; found where the model came from when left out.
         feature_extractor: A feature extractor or where to read one; likewise.
-        image_processor: Accepted for compatibility; no task here takes images.
+        image_processor: Accepted for compatibility; pass processor= to have another.
         processor: A processor, or where to read one, that holds the tokenizer and the feature extractor.
         revision: Branch, tag or commit on the hub.
         use_fast: Accepted for compatibility.
@@ -139,20 +166,28 @@ def pipeline(
         source = getattr(model, "name_or_path", None) or None
     if isinstance(processor, (str, os.PathLike)):
         processor = AutoProcessor.from_pretrained(processor, **hub)
+    wanted = row.parts
+    if wanted == ("processor",):
+        reads_text_alone = model.config.model_type.endswith("_text")
+        wanted = ("tokenizer",) if reads_text_alone else ()
+        if processor is None and not reads_text_alone:
+            processor = _part("processor", None, AutoProcessor, source, hub)
     given = {"tokenizer": (tokenizer, AutoTokenizer), "feature_extractor": (feature_extractor, AutoFeatureExtractor)}
     parts = {
         name: _part(name, given[name][0], given[name][1], source, hub)
-        for name in row.parts
+        for name in wanted
         if processor is None or given[name][0] is not None
     }
     return (pipeline_class or row.pipeline_class)(
-        model=model, processor=processor, device=device, dtype=dtype, **parts, **kwargs
+        model=model, processor=processor, device=device, dtype=dtype, **parts, **row.options, **kwargs
     )
 
 
 def _row(task: str | None, model: Any, config: Any, hub: dict[str, Any]) -> Task:
     """The row of a task, or of the model's family when no task is named."""
     if task is not None:
+        if task in _ASKED and model is not None and _model_type(model, config, hub) in _ANSWERING:
+            return _ASKED[task]
         if task in TASKS:
             return TASKS[task]
         near = difflib.get_close_matches(task, TASKS, n=1, cutoff=0.4)
@@ -160,15 +195,23 @@ def _row(task: str | None, model: Any, config: Any, hub: dict[str, Any]) -> Task
         raise InputError(f"task={task!r}: {hint}The tasks are {', '.join(map(repr, TASKS))}.")
     if model is None:
         raise InputError("pipeline() needs a task, a model or both, like pipeline('automatic-speech-recognition').")
+    model_type = _model_type(model, config, hub)
+    for row in TASKS.values():
+        if model_type in row.families:
+            return row
+    raise InputError(f"model_type={model_type!r}: no task is known for it; name one of {', '.join(TASKS)}.")
+
+
+def _model_type(model: Any, config: Any, hub: dict[str, Any]) -> str | None:
+    """The model_type of a model or of where it is read from."""
     if config is None or isinstance(config, (str, os.PathLike)):
         where = model if config is None else config
-        config = getattr(model, "config", None) or AutoConfig.from_pretrained(
-            where, **{name: value for name, value in hub.items() if value is not None}
-        )
-    for row in TASKS.values():
-        if config.model_type in row.families:
-            return row
-    raise InputError(f"model_type={config.model_type!r}: no task is known for it; name one of {', '.join(TASKS)}.")
+        config = getattr(model, "config", None)
+        if config is None and isinstance(where, (str, os.PathLike)):
+            config = AutoConfig.from_pretrained(
+                where, **{name: value for name, value in hub.items() if value is not None}
+            )
+    return getattr(config, "model_type", None)
 
 
 def _part(name: str, given: Any, loader: Any, source: Any, hub: dict[str, Any]) -> Any:

@@ -77,8 +77,8 @@ class TrainingArguments(metaclass=_RefusesOldNames):
         max_steps: Optimizer steps; above 0 it wins over num_train_epochs. Needed for data without a length.
         per_device_train_batch_size, per_device_eval_batch_size: Samples a process takes at once.
         gradient_accumulation_steps: Batches whose gradients make one optimizer step.
-        average_tokens_across_devices: Average the loss over the label tokens of all processes and accumulated
-            batches; False averages each batch by itself first.
+        average_tokens_across_devices: Average the loss over the label tokens of all processes; False averages over
+            those of each process first. The batches of a step are averaged over their tokens either way.
         learning_rate, lr_scheduler_type, lr_scheduler_kwargs: The schedule; `SCHEDULES` lists the names.
         warmup_steps: Steps of rising rate; below 1 a share of all steps.
         weight_decay: Of weights that are neither biases nor scales of norms.
@@ -93,21 +93,23 @@ class TrainingArguments(metaclass=_RefusesOldNames):
         gradient_checkpointing, gradient_checkpointing_kwargs: Recompute activations in the backward pass.
         torch_compile, torch_compile_backend, torch_compile_mode: Compile the model's forward pass.
         logging_strategy, logging_steps, logging_first_step: When to log; a step count below 1 is a share of all steps.
-        logging_nan_inf_filter: Leave NaN losses out of the average that is logged.
+        logging_nan_inf_filter: Count a loss that is NaN or infinite as 0 in the average that is logged (with fp16,
+            whose scaler leaves such steps out).
         nan_policy: "raise" ends a run at a NaN or infinite loss or gradient; "skip" leaves such steps out.
         eval_strategy, eval_steps, eval_delay, eval_on_start: When to evaluate.
-        eval_accumulation_steps: Batches of predictions kept on the device before they go to the host.
+        eval_accumulation_steps: Accepted; what is kept of a batch goes to the host at once anyway.
         prediction_loss_only: Evaluate the loss and nothing else.
         include_for_metrics: "inputs" or "loss" for compute_metrics.
         batch_eval_metrics: Call compute_metrics for every batch with compute_result=True at the last.
         save_strategy, save_steps, save_total_limit, save_only_model, save_on_each_node: When and what to save; the
             strategy may also be "best".
-        load_best_model_at_end, metric_for_best_model, greater_is_better: Which checkpoint counts.
+        load_best_model_at_end, metric_for_best_model, greater_is_better: Which checkpoint counts. A metric whose name
+            ends in loss, wer or cer is better when it is lower, unless greater_is_better says so.
         ignore_data_skip: On resume, begin the epoch anew instead of going to the place in it.
         restore_callback_states_from_checkpoint: On resume, give callbacks their state.
         seed, data_seed, full_determinism: Random numbers.
-        dataloader_num_workers, dataloader_pin_memory, dataloader_persistent_workers, dataloader_prefetch_factor,
-            dataloader_drop_last: Of the loaders.
+        dataloader_num_workers, dataloader_pin_memory, dataloader_prefetch_factor, dataloader_drop_last: Of the loaders.
+        dataloader_persistent_workers: Accepted; workers start anew with every epoch, so that each epoch can be resumed.
         remove_unused_columns, label_names: Which keys of samples go to the model.
         train_sampling_strategy: "random", "sequential" or "group_by_length".
         length_column_name: Column with the lengths for that.
@@ -217,19 +219,20 @@ class TrainingArguments(metaclass=_RefusesOldNames):
     def __post_init__(self) -> None:
         self.output_dir = str(Path(self.output_dir).expanduser())
         self._check_choices()
+        if self.eval_strategy == "steps" and self.eval_steps is None:
+            self.eval_steps = self.logging_steps
         self._check_numbers()
         if isinstance(self.report_to, str):
             self.report_to = [] if self.report_to == "none" else [self.report_to]
-        if self.eval_strategy == "steps" and self.eval_steps is None:
-            self.eval_steps = self.logging_steps
         if self.load_best_model_at_end or self.save_strategy == "best":
             self.metric_for_best_model = self.metric_for_best_model or "loss"
         if self.metric_for_best_model and self.greater_is_better is None:
             self.greater_is_better = not self.metric_for_best_model.endswith(("loss", "wer", "cer"))
-        if self.load_best_model_at_end and self.save_strategy != "best" and self.eval_strategy != self.save_strategy:
+        is_matched = self.save_strategy == "best" or self.eval_strategy == self.save_strategy
+        if self.load_best_model_at_end and (self.eval_strategy == "no" or not is_matched):
             raise ConfigError(
-                f"load_best_model_at_end needs a checkpoint of every evaluation, but eval_strategy="
-                f"{self.eval_strategy!r} and save_strategy={self.save_strategy!r} differ; make them the same."
+                f"load_best_model_at_end needs evaluations and their checkpoints, but eval_strategy="
+                f"{self.eval_strategy!r} and save_strategy={self.save_strategy!r}; make both 'steps' or both 'epoch'."
             )
 
     def _check_choices(self) -> None:
@@ -264,8 +267,10 @@ class TrainingArguments(metaclass=_RefusesOldNames):
             "weight_decay": 0,
             "max_grad_norm": 0,
             "label_smoothing_factor": 0,
+            "num_train_epochs": 0,
             "logging_steps": 0,
             "save_steps": 0,
+            "eval_delay": 0,
             "dataloader_num_workers": 0,
         }
         for name, low in lowest.items():
@@ -276,7 +281,12 @@ class TrainingArguments(metaclass=_RefusesOldNames):
             raise ConfigError(f"label_smoothing_factor={self.label_smoothing_factor}: it must be below 1.")
         if self.save_total_limit is not None and self.save_total_limit < 1:
             raise ConfigError(f"save_total_limit={self.save_total_limit}: at least 1, or None to keep all.")
-        for name, strategy in (("eval_steps", "eval_strategy"), ("save_steps", "save_strategy")):
+        intervals = (
+            ("eval_steps", "eval_strategy"),
+            ("save_steps", "save_strategy"),
+            ("logging_steps", "logging_strategy"),
+        )
+        for name, strategy in intervals:
             if getattr(self, strategy) == "steps" and not (getattr(self, name) or 0) > 0:
                 raise ConfigError(f"{name}={getattr(self, name)!r} with {strategy}='steps': it must be above 0.")
 

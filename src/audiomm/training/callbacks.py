@@ -153,8 +153,8 @@ class DefaultFlowCallback(TrainerCallback):
             control.should_save = True
         if step >= state.max_steps:
             control.should_training_stop = True
+            control.should_evaluate |= args.eval_strategy == "steps" and step >= args.eval_delay
             control.should_save = control.should_save or args.save_strategy == "steps"
-            control.should_log = control.should_log or args.logging_strategy != "no"
         return control
 
     def on_epoch_end(

@@ -11,7 +11,7 @@ import logging
 import os
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -109,8 +109,8 @@ def set_random_states(states: dict[str, Any]) -> None:
 
 
 def whole(value: Any) -> Any:
-    """A tensor that is spread over processes, in one piece; all processes must ask together."""
-    return value.full_tensor() if hasattr(value, "full_tensor") else value
+    """A tensor that is spread over processes, in one piece on the host; all processes must ask together."""
+    return value.full_tensor().cpu() if hasattr(value, "full_tensor") else value
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> dict[str, Any]:
@@ -127,12 +127,25 @@ def optimizer_state(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> 
     return {"state": state, "groups": groups}
 
 
-def load_optimizer_state(optimizer: torch.optim.Optimizer, names: dict[int, str], saved: dict[str, Any]) -> None:
+def load_optimizer_state(
+    optimizer: torch.optim.Optimizer, names: dict[int, str], saved: dict[str, Any], with_options: bool
+) -> None:
     """Put a saved state into an optimizer over the same weights, however these are spread over processes.
+
+    Args:
+        optimizer: The optimizer.
+        names: Name of each weight by its id.
+        saved: What `optimizer_state` gave.
+        with_options: Take the groups' options (rate, betas, ...) from the state, too, not only what was learnt.
 
     Raises:
         ResumeError: The checkpoint trained other weights.
     """
+    if len(optimizer.param_groups) != len(saved["groups"]):
+        raise ResumeError(
+            f"the optimizer has {len(optimizer.param_groups)} groups of weights and had {len(saved['groups'])} when "
+            "the checkpoint was made: make it as it was."
+        )
     for group, old in zip(optimizer.param_groups, saved["groups"], strict=True):
         mine = [names[id(parameter)] for parameter in group["params"]]
         if sorted(mine) != sorted(old["params"]):
@@ -141,7 +154,8 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, names: dict[int, str]
                 f"{len(other)} weights are trained in the checkpoint or in this run but not in both, like {other[0]}: "
                 "freeze and add the same parts as when the checkpoint was made."
             )
-        group.update({key: value for key, value in old.items() if key != "params"})
+        if with_options:
+            group.update({key: value for key, value in old.items() if key != "params"})
         for parameter in group["params"]:
             values = saved["state"].get(names[id(parameter)])
             if values is not None:
@@ -166,21 +180,31 @@ def _like(parameter: Tensor, key: str, value: Any) -> Any:
 
 
 @contextmanager
-def new_checkpoint(output_dir: str, step: int, is_main: bool) -> Iterator[Path]:
-    """A folder to fill, which becomes checkpoint-<step> when the block has ended without an error."""
+def new_checkpoint(output_dir: str, step: int, is_main: bool, wait: Callable[[], None]) -> Iterator[Path]:
+    """A folder that all processes fill, and that becomes checkpoint-<step> when the block has ended without an error.
+
+    Args:
+        output_dir: Folder of the run.
+        step: Of the checkpoint.
+        is_main: Whether this process makes the folder and gives it its name.
+        wait: Lets processes wait for each other.
+    """
     target = Path(output_dir) / f"{PREFIX}{step}"
     partial = target.with_name(f".partial-{target.name}")
-    if is_main:
-        remove_litter(output_dir)
     try:
-        partial.mkdir(parents=True, exist_ok=True)
+        if is_main:
+            remove_litter(output_dir)
+            partial.mkdir(parents=True)
+        wait()
         yield partial
+        wait()
         if is_main:
             seal(partial)
             if target.exists():
                 _discard(target)
             partial.rename(target)
             _flush(target.parent)
+        wait()
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise SaveError(
@@ -267,19 +291,19 @@ def find_checkpoint(output_dir: str, wanted: str | bool | None) -> Path | None:
     return path
 
 
-def rotate(output_dir: str, limit: int | None, keep: str | None) -> None:
-    """Delete the oldest checkpoints beyond `limit`, but neither the newest complete one nor `keep`."""
+def rotate(output_dir: str, limit: int | None, newest: Path, best: str | None) -> None:
+    """Delete the oldest checkpoints beyond `limit`, but neither the one just saved nor the best.
+
+    Checkpoints of later steps belong to another run: they are neither counted nor deleted.
+    """
     if limit is None:
         return
-    last = get_last_checkpoint(output_dir)
-    protected = {Path(name).resolve() for name in (last, keep) if name}
-    old = checkpoints(output_dir)
-    for path in old:
-        if len(old) <= limit:
-            return
-        if path.resolve() not in protected:
-            _discard(path)
-            old = [one for one in old if one != path]
+    mine = checkpoints(output_dir)
+    mine = mine[: mine.index(newest) + 1]
+    kept = {newest.resolve(), *([Path(best).resolve()] if best else [])}
+    deletable = [path for path in mine if path.resolve() not in kept]
+    for path in deletable[: max(0, len(mine) - limit)]:
+        _discard(path)
 
 
 def _discard(path: Path) -> None:

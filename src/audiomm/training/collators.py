@@ -5,9 +5,10 @@ Labels of what is not to be learnt are -100.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -92,6 +93,9 @@ class DataCollatorSpeechSeq2SeqWithPadding:
         InputError: A sample has too many label tokens or lacks a part; the message names it.
     """
 
+    #: Keys of samples that are read here although the model does not take them.
+    columns: ClassVar[tuple[str, ...]] = ("audio", "text", "input_features", "id", "path", "file")
+
     processor: Any
     decoder_start_token_id: int | None = None
     forward_attention_mask: bool = False
@@ -119,10 +123,8 @@ class DataCollatorSpeechSeq2SeqWithPadding:
             return sample
         if "audio" not in sample:
             raise InputError(f"{_name(sample, index)} has neither 'input_features' nor 'audio'.")
-        audio, extractor = sample["audio"], self.processor.feature_extractor
-        from ..media import load_audio
-
-        waveform = load_audio(audio, sampling_rate=extractor.sampling_rate)
+        extractor = self.processor.feature_extractor
+        waveform = extractor.read_recording(sample["audio"])
         limit = extractor.n_samples
         if len(waveform) > limit:
             raise InputError(
@@ -171,6 +173,9 @@ class DataCollatorForCausalLM:
         InputError: A sample has no answer, or is too long; the message names it.
     """
 
+    #: Keys of samples that are read here although the model does not take them.
+    columns: ClassVar[tuple[str, ...]] = ("messages", "id", "path", "file")
+
     processor: Any
     train_on_prompt: bool = False
     max_length: int | None = None
@@ -183,27 +188,32 @@ class DataCollatorForCausalLM:
             if not messages or messages[-1].get("role") not in ("assistant", "model"):
                 raise InputError(f"{_name(sample, index)}: the last of its 'messages' must be the assistant's answer.")
             conversations.append(messages)
-        batch = dict(self._tokenized(conversations, is_prompt=False))
-        labels = batch["input_ids"].clone()
-        labels[batch["attention_mask"] == 0] = IGNORE
-        if not self.train_on_prompt:
-            for row, messages in enumerate(conversations):
-                prompt = self._tokenized([messages[:-1]], is_prompt=True)
-                labels[row, : int(prompt["attention_mask"].sum())] = IGNORE
-        self._check(batch, labels, features)
-        for token in self._media_tokens():
-            labels[batch["input_ids"] == token] = IGNORE
-        return {**batch, "labels": labels}
-
-    def _tokenized(self, conversations: list[Any], is_prompt: bool) -> Any:
-        return self.processor.apply_chat_template(
+        batch = self.processor.apply_chat_template(
             conversations,
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
-            add_generation_prompt=is_prompt,
             processor_kwargs={"padding": True, "padding_side": "right"},
         )
+        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORE)
+        if not self.train_on_prompt:
+            for row, messages in enumerate(conversations):
+                labels[row, : self._prompt_tokens(messages, batch.encodings[row])] = IGNORE
+        for token in self._media_tokens():
+            labels[batch["input_ids"] == token] = IGNORE
+        self._check(batch, labels, features)
+        return {**batch, "labels": labels}
+
+    def _prompt_tokens(self, messages: list[dict[str, Any]], encoding: Any) -> int:
+        """How many tokens stand before the answer: those that end where the prompt does, counted from the end.
+
+        The media stand in the prompt, so the answer's characters are the last ones of the written text, too.
+        """
+        write = self.processor.apply_chat_template
+        text, prompt = write(messages), write(messages[:-1], add_generation_prompt=True)
+        answer = len(text) - len(os.path.commonprefix([text, prompt]))
+        ends = [end for _, end in encoding.offsets]
+        return next((place for place, end in enumerate(ends) if end > max(ends) - answer), len(ends))
 
     def _media_tokens(self) -> list[int]:
         names = ("image_token_id", "audio_token_id", "video_token_id")

@@ -6,13 +6,16 @@ would have seen, and every number of processes sees the same global batches.
 
 from __future__ import annotations
 
+import itertools
 import random
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ..base.errors import ConfigError, InputError
@@ -97,8 +100,43 @@ def epoch_order(
     return [index for part in batches for index in part] + last
 
 
+class OwnRandomness:
+    """A block whose random numbers follow from `parts` alone, and that leaves those of the training where they were.
+
+    Entered again, the same object goes on with its numbers.
+    """
+
+    def __init__(self, *parts: int) -> None:
+        self.parts = parts
+        self.inner: tuple[Any, Any, Tensor] | None = None
+
+    def __enter__(self) -> None:
+        self.outer = _states()
+        if self.inner is not None:
+            _set_states(self.inner)
+            return
+        seed = int(np.random.SeedSequence(self.parts).generate_state(1)[0])
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.default_generator.manual_seed(seed)
+
+    def __exit__(self, *error: object) -> None:
+        self.inner = _states()
+        _set_states(self.outer)
+
+
+def _states() -> tuple[Any, Any, Tensor]:
+    return random.getstate(), np.random.get_state(), torch.get_rng_state()
+
+
+def _set_states(states: tuple[Any, Any, Tensor]) -> None:
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    torch.set_rng_state(states[2])
+
+
 class SeededDataset(Dataset[Any]):
-    """A dataset whose samples draw the same random numbers in whichever worker process they are made."""
+    """A dataset whose samples draw the same random numbers in whichever process and at whichever time they are made."""
 
     def __init__(self, dataset: Any, seed: int, epoch: int) -> None:
         self.dataset, self.seed, self.epoch = dataset, seed, epoch
@@ -106,12 +144,8 @@ class SeededDataset(Dataset[Any]):
     def __getitem__(self, index: int) -> Any:
         if index < 0:
             return Idle(self[-1 - index])
-        if torch.utils.data.get_worker_info() is not None:
-            seed = int(np.random.SeedSequence((self.seed, self.epoch, index)).generate_state(1)[0])
-            random.seed(seed)
-            np.random.seed(seed)
-            torch.manual_seed(seed)
-        return self.dataset[index]
+        with OwnRandomness(self.seed, self.epoch, index):
+            return self.dataset[index]
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -120,25 +154,36 @@ class SeededDataset(Dataset[Any]):
 class ProcessShare(IterableDataset[Any]):
     """The samples of a stream that one process takes: of each global batch its part, without doubles.
 
-    Worker processes of a loader split the stream by whole batches, so the order of batches stays what it is.
+    Worker processes of a loader split the stream by whole batches, so the order of batches stays what it is. Each reads
+    the whole stream, with the same random numbers.
     """
 
-    def __init__(self, stream: Any, batch_size: int, rank: int, world: int, start: int = 0) -> None:
+    def __init__(
+        self,
+        stream: Any,
+        batch_size: int,
+        rank: int,
+        world: int,
+        start: int = 0,
+        drop_last: bool = False,
+        seed: tuple[int, int] = (0, 0),
+    ) -> None:
         self.stream, self.batch_size, self.rank, self.world, self.start = stream, batch_size, rank, world, start
+        self.drop_last, self.seed = drop_last, seed
 
     def __iter__(self) -> Iterator[list[Any]]:
         worker = torch.utils.data.get_worker_info()
         number_of_workers, worker_number = (worker.num_workers, worker.id) if worker else (1, 0)
-        whole: list[Any] = []
-        number = 0
-        for sample in self.stream:
-            whole.append(sample)
-            if len(whole) == self.batch_size * self.world:
-                if self._is_mine(number, number_of_workers, worker_number):
-                    yield self._share(whole)
-                number, whole = number + 1, []
-        if whole and self._is_mine(number, number_of_workers, worker_number):
-            yield self._share(whole)
+        randomness, size = OwnRandomness(*self.seed), self.batch_size * self.world
+        with randomness:
+            samples = iter(self.stream)
+        for number in itertools.count():
+            with randomness:
+                whole = list(itertools.islice(samples, size))
+            if not whole or (self.drop_last and len(whole) < size):
+                return
+            if self._is_mine(number, number_of_workers, worker_number):
+                yield self._share(whole)
 
     def _is_mine(self, number: int, workers: int, worker: int) -> bool:
         return number >= self.start and (number - self.start) % workers == worker
@@ -164,12 +209,19 @@ def make_loader(
         "num_workers": workers,
         "pin_memory": pin_memory and torch.cuda.is_available(),
         "prefetch_factor": prefetch_factor if workers else None,
+        "worker_init_fn": obey_the_parent,
         # Whatever draws from the global generator would shift the numbers of the training itself.
         "generator": torch.Generator().manual_seed(seed * 1_000_003 + epoch),
     }
     if share is not None:
         return DataLoader(share, batch_size=None, collate_fn=collate, **options)
     return DataLoader(SeededDataset(dataset, seed, epoch), batch_sampler=batches, collate_fn=collate, **options)
+
+
+def obey_the_parent(worker: int) -> None:
+    """Let the training process alone decide when a worker ends: Ctrl-C reaches both."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def sample_lengths(dataset: Any, column: str) -> list[int]:
@@ -200,7 +252,8 @@ def sample_lengths(dataset: Any, column: str) -> list[int]:
 
 def has_length(dataset: Any) -> bool:
     """True for map-style datasets: they have a length and can be indexed."""
-    return hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+    is_stream = isinstance(dataset, IterableDataset)
+    return not is_stream and hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
 
 
 @dataclass
@@ -209,6 +262,11 @@ class Batch:
 
     inputs: dict[str, Any]
     count: int
+
+    def pin_memory(self) -> Batch:
+        """Called by the loader."""
+        pinned = {name: v.pin_memory() if isinstance(v, Tensor) else v for name, v in self.inputs.items()}
+        return Batch(pinned, self.count)
 
 
 class Collate:

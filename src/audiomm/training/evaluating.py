@@ -32,7 +32,7 @@ class Evaluating(Foundation):
         Raises:
             InputError: The model gives no loss for these inputs.
         """
-        smoothing = self.args.label_smoothing_factor if model.training else 0.0
+        smoothing = self.args.label_smoothing_factor
         labels = inputs.get(self.label_names[0])
         outputs = model(**inputs)
         if self.compute_loss_func is not None:
@@ -40,7 +40,7 @@ class Evaluating(Foundation):
         elif smoothing and labels is not None:
             loss = smoothed_loss(outputs["logits"], labels, smoothing, is_shifted(self.model, labels))
         else:
-            loss = outputs["loss"] if isinstance(outputs, Mapping) or hasattr(outputs, "keys") else outputs[0]
+            loss = outputs[0] if isinstance(outputs, tuple) else outputs.get("loss")
         if loss is None:
             raise InputError(
                 f"the model gave no loss for inputs {', '.join(sorted(inputs))}: the batch needs "
@@ -72,7 +72,7 @@ class Evaluating(Foundation):
         needed = self.compute_metrics is not None and not self.args.prediction_loss_only
         output = self._evaluation_loop(dataset, keep=needed, ignore_keys=ignore_keys, prefix=metric_key_prefix)
         assert output.metrics is not None, "the loop always measures"
-        self.log(dict(output.metrics))
+        self.log(output.metrics)
         self._event("on_evaluate", metrics=output.metrics)
         return output.metrics
 
@@ -92,7 +92,7 @@ class Evaluating(Foundation):
         model = self._model_for_evaluation()
         size = args.per_device_eval_batch_size
         order = range(len(dataset)) if has_length(dataset) else None
-        loader = self._loader(dataset, size, order=order, start=0, epoch=0, drop_last=False)
+        loader = self.eval_loader = self._loader(dataset, size, order=order, start=0, epoch=0, drop_last=False)
         wants_inputs = keep and "inputs" in args.include_for_metrics
         kept, latest = Kept(), {}
         is_batched = keep and args.batch_eval_metrics and self.compute_metrics is not None
@@ -159,7 +159,7 @@ class Evaluating(Foundation):
 
     def _model_for_evaluation(self) -> Any:
         model = self.model_wrapped
-        if self.args.bf16_full_eval or self.args.fp16_full_eval:
+        if not self.is_in_train and (self.args.bf16_full_eval or self.args.fp16_full_eval):
             model.to(torch.bfloat16 if self.args.bf16_full_eval else torch.float16)
         if model is self.model:
             model.to(self.accelerator.device)
@@ -173,7 +173,10 @@ class Evaluating(Foundation):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Any, Any]:
-        """(loss, logits, labels) of one batch; logits and labels are None with prediction_loss_only."""
+        """(loss, logits, labels) of one batch; logits and labels are None with prediction_loss_only.
+
+        Other outputs of the model, like states of the encoder, are not kept.
+        """
         labels = tuple(inputs[name] for name in self.label_names if inputs.get(name) is not None)
         with torch.no_grad(), self.accelerator.autocast():
             if labels:

@@ -77,7 +77,7 @@ class Foundation:
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         self.compute_loss_func, self.compute_metrics = compute_loss_func, compute_metrics
         self.preprocess_logits_for_metrics = preprocess_logits_for_metrics
-        self.optimizer, self.lr_scheduler = optimizers
+        self.optimizer, self.lr_scheduler = self._given_optimizers = optimizers
         self.optimizer_cls_and_kwargs = optimizer_cls_and_kwargs
         self.label_names = self.args.label_names or ["labels"]
         if self.args.gradient_checkpointing:
@@ -93,6 +93,12 @@ class Foundation:
             standard.append(ProgressCallback)
         self.callback_handler = CallbackHandler([*standard, *(callbacks or [])])
         self.model_wrapped: Any = self.model
+        self.train_loader: Any = None
+        self.eval_loader: Any = None
+        self.is_in_train = False
+        self._has_trained = False
+        self._lengths: list[int] | None = None
+        self._saved_step: int | None = None
         self._stop_signal: int | None = None
         self._random_states: dict[str, Any] | None = None
         self._place = {"epoch": 0, "batches": 0}
@@ -100,6 +106,7 @@ class Foundation:
         self._logged_step = 0
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
         self._total_loss = 0.0
+        self._rate = self.args.learning_rate
         self._grad_norm: float | None = None
         self._skipped = 0
         self._batch_size = self.args.per_device_train_batch_size
@@ -173,30 +180,32 @@ class Foundation:
     def _prepare(self, total: int) -> None:
         """Wrap model and optimizer for the processes and the precision."""
         model = self.model
+        if self._has_trained:  # what an earlier run made belongs to that run
+            self.optimizer, self.lr_scheduler = self._given_optimizers
+        self._has_trained = True
         if self.args.torch_compile:
             model = torch.compile(
                 model, backend=self.args.torch_compile_backend or "inductor", mode=self.args.torch_compile_mode
             )
-        if self.accelerator.is_fsdp2:
-            self.create_optimizer()
-            self.model_wrapped, self.optimizer = self.accelerator.prepare(model, self.optimizer)
-            self.model = self.accelerator.unwrap_model(self.model_wrapped)
-        else:
+        if not self.accelerator.is_fsdp2:
             model = model.to(self.accelerator.device)
-            self.create_optimizer()
-            self.model_wrapped, self.optimizer = self.accelerator.prepare(model, self.optimizer)
+        self.create_optimizer()
+        self.model_wrapped, self.optimizer = self.accelerator.prepare(model, self.optimizer)
+        if self.model.__dict__.pop("_original_forward", None) is not None:
+            # Every call here is under autocast anyway, and the model goes back to the user as it came.
+            self.model.__dict__.pop("forward", None)
         self.create_scheduler(total, getattr(self.optimizer, "optimizer", self.optimizer))
-        if self.args.neftune_noise_alpha:
-            self._add_neftune(self.args.neftune_noise_alpha)
 
-    def _add_neftune(self, alpha: float) -> None:
+    def _neftune(self, alpha: float) -> Any:
+        """Add noise to the embeddings until the returned handle is removed."""
+
         def noisy(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
             if not module.training:
                 return output
             size = alpha / math.sqrt(output.shape[-2] * output.shape[-1])
             return output + torch.empty_like(output).uniform_(-size, size)
 
-        self.model.get_input_embeddings().register_forward_hook(noisy)
+        return self.model.get_input_embeddings().register_forward_hook(noisy)
 
     @property
     def _samples_per_step(self) -> int:
@@ -209,9 +218,9 @@ class Foundation:
         return int(self.accelerator.num_processes)
 
     def _columns(self) -> set[str]:
-        """Keys that the model's forward takes."""
-        model = getattr(self.model, "base_model_for_signature", self.model)
-        return {*inspect.signature(model.forward).parameters, *self.label_names, "label", "label_ids"}
+        """Keys that the model's forward takes, or that the collator says it reads."""
+        read = getattr(self.data_collator, "columns", ())
+        return {*inspect.signature(self.model.forward).parameters, *self.label_names, "label", "label_ids", *read}
 
     def _collate(self) -> Collate:
         collate = self.data_collator
@@ -231,7 +240,7 @@ class Foundation:
         else:
             if hasattr(dataset, "set_epoch"):
                 dataset.set_epoch(epoch)
-            share = ProcessShare(dataset, batch_size, rank, world, start)
+            share = ProcessShare(dataset, batch_size, rank, world, start, drop_last, (self._data_seed, epoch))
         return make_loader(
             dataset,
             self._collate(),
@@ -253,7 +262,7 @@ class Foundation:
         if has_length(dataset):
             strategy, lengths = self.args.train_sampling_strategy, None
             if strategy == "group_by_length":
-                lengths = sample_lengths(dataset, self.args.length_column_name)
+                self._lengths = lengths = self._lengths or sample_lengths(dataset, self.args.length_column_name)
             size = self._batch_size * self._world
             order = epoch_order(len(dataset), self._data_seed, epoch, strategy, lengths, size)
         return self._loader(
@@ -287,13 +296,15 @@ class Foundation:
             processing_class=self.processing_class,
             optimizer=self.optimizer,
             lr_scheduler=self.lr_scheduler,
+            train_dataloader=self.train_loader,
+            eval_dataloader=self.eval_loader,
             **more,
         )
         return self.control
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add numbers to the history and give them to callbacks and trackers."""
-        logs.setdefault("epoch", round(self.state.epoch, 4))
+        logs["epoch"] = self.state.epoch
         self.state.log_history.append({**logs, "step": self.state.global_step})
         self._event("on_log", logs=logs)
         if self.args.report_to and self.accelerator.trackers:
@@ -307,6 +318,12 @@ class Foundation:
         """The "sum" or "mean" of a tensor over all processes."""
         reduced: Tensor = self.accelerator.reduce(value, how) if self._world > 1 else value
         return reduced
+
+    @property
+    def _writes(self) -> bool:
+        """Whether this process writes checkpoints."""
+        first = self.accelerator.is_local_main_process if self.args.save_on_each_node else self.is_world_process_zero()
+        return bool(first)
 
     def _halving_batches(self, run: Callable[[int], Any]) -> Any:
         """`run(batch_size)`, again with half of it whenever memory runs out."""

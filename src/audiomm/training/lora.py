@@ -351,8 +351,12 @@ def _order(config: LoraConfig, name: str) -> int:
 
 def save_lora(model: nn.Module, save_directory: str | os.PathLike[str]) -> None:
     """Write adapter_config.json and adapter_model.safetensors, which PEFT reads."""
+    write_lora(model, lora_tensors(model), save_directory)
+
+
+def write_lora(model: nn.Module, tensors: dict[str, Tensor], save_directory: str | os.PathLike[str]) -> None:
+    """`save_lora` of tensors that `lora_tensors` gave, wherever they have been since."""
     config = lora_config(model)
-    tensors = lora_tensors(model)
     assert config is not None, "lora_tensors has looked"
     folder = make_folder(save_directory)
     if config.base_model_name_or_path is None:

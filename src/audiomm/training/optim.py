@@ -69,9 +69,10 @@ def _parsed(text: str | None) -> dict[str, Any]:
         name, equals, value = part.partition("=")
         if not equals:
             raise ConfigError(f"optim_args={text!r}: expected name=value pairs with commas between them.")
-        options[name] = {"True": True, "False": False}.get(value, value)
-        if isinstance(options[name], str):
-            options[name] = float(value)
+        try:
+            options[name] = {"True": True, "False": False}[value] if value in ("True", "False") else float(value)
+        except ValueError as error:
+            raise ConfigError(f"optim_args={text!r}: {value!r} is neither a number nor True or False.") from error
     return options
 
 
@@ -108,7 +109,7 @@ def _shape(
             0.0 if share(step) >= 1 else 0.5 * (1 + math.cos(math.pi * (cycles * share(step) % 1.0)))
         )
     elif name == "polynomial":
-        power, end = options.pop("power", 1.0), options.pop("lr_end", 1e-7) / args.learning_rate
+        power, end = options.pop("power", 1.0), options.pop("lr_end", 1e-7) / (args.learning_rate or 1.0)
         shape = lambda step: end + (1 - end) * (1 - share(step)) ** power  # noqa: E731
     else:
         cycles, least = options.pop("num_cycles", 0.5), options.pop("min_lr_rate", None)

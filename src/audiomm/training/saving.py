@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from ..base.hub import Source
 from ..base.weights import save_weights
@@ -25,9 +26,17 @@ from .checkpoint import (
 )
 from .data import has_length
 from .foundation import Foundation
-from .lora import load_lora_weights, lora_config, save_lora
+from .lora import load_lora_weights, lora_config, lora_tensors, write_lora
 
 logger = logging.getLogger("audiomm.training")
+
+#: Arguments that must be what they were when a run goes on.
+_RECIPE = (
+    "data_seed", "train_sampling_strategy", "dataloader_drop_last", "average_tokens_across_devices",
+    "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm",
+    "optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon",
+    "label_smoothing_factor", "neftune_noise_alpha", "bf16", "fp16",
+)  # fmt: skip
 
 
 class Saving(Foundation):
@@ -37,48 +46,59 @@ class Saving(Foundation):
         return Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
 
     def _facts(self) -> dict[str, Any]:
-        """What decides which sample is learnt when."""
-        count = len(self.train_dataset) if has_length(self.train_dataset) else None
+        """What decides which sample is learnt when, and how."""
+        args = self.args
+        grouped = args.train_sampling_strategy == "group_by_length"
         return {
-            "samples": count,
+            "samples": len(self.train_dataset) if has_length(self.train_dataset) else None,
             "samples_per_step": self._samples_per_step,
-            "seed": self._data_seed,
-            "train_sampling_strategy": self.args.train_sampling_strategy,
+            "samples_per_batch": self._samples_per_batch if grouped else None,
+            "seed": args.seed,
+            **{name: getattr(args, name) for name in _RECIPE},
         }
 
+    @property
+    def _samples_per_batch(self) -> int:
+        return self._batch_size * self._world
+
     def _names(self) -> dict[int, str]:
-        model = self.accelerator.unwrap_model(self.model_wrapped)
-        return {id(value): name for name, value in model.named_parameters()}
+        return {id(value): name for name, value in self.model.named_parameters()}
 
     def _save_checkpoint(self) -> None:
         """A checkpoint of this moment; unless it stands already."""
-        path, main = self._checkpoint_path(), self.accelerator.is_main_process
+        path, writes = self._checkpoint_path(), self._writes
+        if self._saved_step == self.state.global_step:
+            return
         for callback in self.callback_handler.callbacks:
             if hasattr(callback, "state") and hasattr(callback, "load_state"):
                 self.state.stateful_callbacks[type(callback).__name__] = callback.state()
-        with new_checkpoint(self.args.output_dir, self.state.global_step, main) as folder:
+        wait = self.accelerator.wait_for_everyone
+        with new_checkpoint(self.args.output_dir, self.state.global_step, writes, wait) as folder:
             self._save_model(folder)
             if not self.args.save_only_model:
                 optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
                 state = {
                     "optimizer": optimizer_state(optimizer, self._names()),
-                    "schedule": self.lr_scheduler.state_dict()["last_epoch"],
+                    "schedule": _plain_state(self.lr_scheduler.state_dict()),
                     "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
-                    "place": {**self._place, "logged_step": self._logged_step},
+                    "place": {
+                        "epoch": self._place["epoch"],
+                        "samples": self._place["batches"] * self._samples_per_batch,
+                        "logged_step": self._logged_step,
+                    },
                     "loss_sum": self._loss_sum.cpu(),
                     "total_loss": self._total_loss,
                     "facts": self._fingerprint,
                 }
                 save_nested(folder, f"random-{self.accelerator.process_index}", random_states())
-                if main:
+                if writes:
                     save_nested(folder, "training", state)
-            if main:
+            if writes:
                 self.state.save_to_json(folder / "trainer_state.json")
                 (folder / "training_args.json").write_text(self.args.to_json_string() + "\n", encoding="utf-8")
-            self.accelerator.wait_for_everyone()
-        self.accelerator.wait_for_everyone()
-        if main:
-            rotate(self.args.output_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
+        self._saved_step = self.state.global_step
+        if writes:
+            rotate(self.args.output_dir, self.args.save_total_limit, path, self.state.best_model_checkpoint)
         logger.info("saved %s", path)
         self._event("on_save")
         if self.args.push_to_hub and self.args.hub_strategy == "every_save":
@@ -92,13 +112,14 @@ class Saving(Foundation):
         self.accelerator.wait_for_everyone()
 
     def _save_model(self, folder: Path) -> None:
-        model = self.accelerator.unwrap_model(self.model_wrapped)
-        model = getattr(model, "_orig_mod", model)
-        weights = {name: whole(value) for name, value in model.state_dict().items()}  # all processes together
-        if not self.accelerator.is_main_process:
+        model = self.model
+        is_lora = lora_config(model) is not None  # then the model itself is what it was before
+        state = lora_tensors(model) if is_lora else model.state_dict()
+        weights = {name: whole(value) for name, value in state.items()}  # all processes together
+        if not self._writes:
             return
-        if lora_config(model) is not None:  # the model itself is what it was before
-            save_lora(model, folder)
+        if is_lora:
+            write_lora(model, weights, folder)
         elif hasattr(model, "save_pretrained"):
             model.save_pretrained(folder, state_dict=weights)
         else:
@@ -129,7 +150,7 @@ class Saving(Foundation):
         Raises:
             ResumeError: They are those of another model.
         """
-        model = self.accelerator.unwrap_model(self.model_wrapped)
+        model = self.model
         if lora_config(model) is not None:
             load_lora_weights(model, Source(str(folder)))
             return
@@ -156,13 +177,7 @@ class Saving(Foundation):
         if not (folder / "training.json").exists():
             raise ResumeError(f"{folder} was saved with save_only_model=True: it holds no optimizer to go on with.")
         saved = load_nested(folder, "training")
-        facts = self._facts()
-        for name, old in saved["facts"].items():
-            if facts[name] != old and name not in allow_change:
-                raise ResumeError(
-                    f"{name} is {facts[name]!r} now and was {old!r} when {folder.name} was made, so samples would be "
-                    f"left out or learnt twice. Set it back, or pass allow_change=({name!r},) to go on all the same."
-                )
+        self._check_facts(saved["facts"], folder, allow_change)
         callbacks = self.callback_handler.callbacks
         self.state = TrainerState.load_from_json(folder / "trainer_state.json")
         self.state.is_local_process_zero = self.accelerator.is_local_main_process
@@ -173,12 +188,20 @@ class Saving(Foundation):
                 if state is not None:
                     callback.load_state(state)  # type: ignore[attr-defined]
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
-        load_optimizer_state(optimizer, self._names(), saved["optimizer"])
-        for group in optimizer.param_groups:
-            group.setdefault("initial_lr", self.args.learning_rate)
-        rates = [group["lr"] for group in optimizer.param_groups]
-        self.lr_scheduler.last_epoch = saved["schedule"]
-        self.lr_scheduler._last_lr = rates
+        is_own = self._given_optimizers[1] is None and isinstance(self.lr_scheduler, LambdaLR)
+        load_optimizer_state(optimizer, self._names(), saved["optimizer"], with_options=not is_own)
+        if is_own:  # the rate follows from the step and the arguments, which may have been changed on purpose
+            self.lr_scheduler.last_epoch = saved["schedule"]["last_epoch"]
+            self.lr_scheduler._step_count = saved["schedule"]["_step_count"]
+            rates = [
+                base * factor(self.lr_scheduler.last_epoch)
+                for base, factor in zip(self.lr_scheduler.base_lrs, self.lr_scheduler.lr_lambdas, strict=True)
+            ]
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+            self.lr_scheduler._last_lr = rates
+        else:
+            self.lr_scheduler.load_state_dict(saved["schedule"])
         if saved["scaler"] is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(saved["scaler"])
         self._loss_sum.copy_(saved["loss_sum"])
@@ -188,10 +211,21 @@ class Saving(Foundation):
             self._random_states = load_nested(folder, mine)
         else:
             logger.warning("%s holds no random states of process %s.", folder, self.accelerator.process_index)
-        place: dict[str, int] = saved["place"]
-        if self.args.ignore_data_skip:
-            place["batches"] = 0
-        return place
+        place = saved["place"]
+        skipped = 0 if self.args.ignore_data_skip else -(-place["samples"] // self._samples_per_batch)
+        best = self.state.best_model_checkpoint
+        if best is not None and not Path(best).is_dir():  # the folder of the run may have been moved
+            self.state.best_model_checkpoint = str(folder.parent / Path(best).name)
+        return {"epoch": place["epoch"], "batches": skipped, "logged_step": place["logged_step"]}
+
+    def _check_facts(self, saved: dict[str, Any], folder: Path, allow_change: tuple[str, ...]) -> None:
+        facts = self._facts()
+        for name, old in saved.items():
+            if name in facts and facts[name] != old and name not in allow_change:
+                raise ResumeError(
+                    f"{name} is {facts[name]!r} now and was {old!r} when {folder.name} was made, so the run would not "
+                    f"go on as it began. Set it back, or pass allow_change=({name!r},) to train() if it is meant."
+                )
 
     def _finish_best(self) -> None:
         """Load the best checkpoint, if the arguments ask for it."""
@@ -203,6 +237,16 @@ class Saving(Foundation):
             return
         logger.info("loading the best checkpoint, %s (%s)", best, self.state.best_metric)
         self._load_weights(Path(best))
+
+
+def _plain_state(state: dict[str, Any]) -> dict[str, Any]:
+    """The entries of a schedule's state that are numbers, texts, or lists of them."""
+    plain = (int, float, str, bool, type(None))
+    return {
+        name: value
+        for name, value in state.items()
+        if isinstance(value, plain) or (isinstance(value, list) and all(isinstance(item, plain) for item in value))
+    }
 
 
 def _untied(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..base.errors import ConfigError
+from ..generation.config import GenerationConfig
 from .arguments import Seq2SeqTrainingArguments
 from .evaluation import PredictionOutput
 from .loss import IGNORE
@@ -24,7 +27,10 @@ class Seq2SeqTrainer(Trainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._generate_kwargs: dict[str, Any] = {}
+        self._asked: dict[str, Any] = {}
         config = getattr(self.args, "generation_config", None)
+        if isinstance(config, (str, os.PathLike)):
+            config = GenerationConfig.from_pretrained(config)
         if config is not None:
             self.model.generation_config = config
 
@@ -36,8 +42,15 @@ class Seq2SeqTrainer(Trainer):
         **gen_kwargs: Any,
     ) -> dict[str, float]:
         """As `Trainer.evaluate`; more keywords go to `generate`."""
-        self._generate_kwargs = self._settled(gen_kwargs)
-        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if not isinstance(dataset, dict):  # a dict comes back here once a dataset
+            self._generate_kwargs = self._settled(gen_kwargs or self._asked)
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        self._asked = gen_kwargs
+        try:
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        finally:
+            self._asked = {}
 
     def predict(
         self,
@@ -75,6 +88,11 @@ class Seq2SeqTrainer(Trainer):
         """(loss, generated tokens, labels) of one batch."""
         if not self.args.predict_with_generate or prediction_loss_only:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        if self.accelerator.is_fsdp2:
+            raise ConfigError(
+                "predict_with_generate=True cannot be used with FSDP: processes that write texts of different length "
+                "would wait for each other for ever. Evaluate the loss, and the texts on one process afterwards."
+            )
         labels = inputs.get(self.label_names[0])
         asked = {name: value for name, value in inputs.items() if name not in (*self.label_names, "decoder_input_ids")}
         generator = self.accelerator.unwrap_model(model)

@@ -21,10 +21,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ..base.errors import ConfigError, InputError, NumericalError
-from .callbacks import TrainerControl
-from .checkpoint import find_checkpoint, set_random_states, whole
+from .callbacks import TrainerControl, TrainerState
+from .checkpoint import checkpoints, find_checkpoint, set_random_states, whole
 from .data import Batch, batches_in, has_length
 from .evaluating import Evaluating
 from .foundation import set_seed
@@ -83,28 +84,29 @@ class Trainer(Evaluating, Saving):
             resume_from_checkpoint: A checkpoint folder, or True for the newest complete one in output_dir.
             trial: Accepted for compatibility; hyper-parameter search is not part of this library.
             ignore_keys_for_eval: Output keys that evaluation during training leaves out.
-            allow_change: Facts that may differ from the checkpoint's run ("samples", "samples_per_step", "seed",
-                "train_sampling_strategy"); resuming is then no longer exact.
+            allow_change: What may differ from the checkpoint's run ("samples", "samples_per_step", "seed",
+                "learning_rate", ...; the error names it); resuming is then no longer exact.
 
         Raises:
             ConfigError: There are no data or no end of the run.
-            ResumeError: The checkpoint belongs to a run with other data.
+            ResumeError: The checkpoint belongs to a run with other data or another recipe.
             NumericalError: The loss or a gradient is NaN or infinite (see nan_policy).
             SaveError: A checkpoint could not be written.
         """
         if self.train_dataset is None:
             raise ConfigError("Trainer.train needs a train_dataset.")
         checkpoint = find_checkpoint(self.args.output_dir, resume_from_checkpoint)
-        if self.model_init is not None:
+        if self.model_init is not None and self._has_trained:
             set_seed(self.args.seed)
             self.model = self.model_init()
+            if self.args.gradient_checkpointing:
+                self.model.gradient_checkpointing_enable(self.args.gradient_checkpointing_kwargs)
         if not self.args.auto_find_batch_size:
             return self._train(checkpoint, allow_change)
         weights = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
 
         def attempt(batch_size: int) -> TrainOutput:
             self._batch_size = batch_size
-            self.optimizer = self.lr_scheduler = None
             self.model.load_state_dict(weights)
             return self._train(checkpoint, allow_change)
 
@@ -129,61 +131,100 @@ class Trainer(Evaluating, Saving):
         return (args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * in_epoch)), in_epoch
 
     def _train(self, checkpoint: Path | None, allow_change: tuple[str, ...]) -> TrainOutput:
-        args = self.args
         total, in_epoch = self._plan()
-        if checkpoint is not None:  # before the weights are spread over processes
+        self.model_wrapped, old = self.model, self.state
+        self.state = TrainerState(
+            is_local_process_zero=old.is_local_process_zero, is_world_process_zero=old.is_world_process_zero
+        )
+        if checkpoint is None:
+            self._warn_of_other_runs()
+        else:  # before the weights are spread over processes
             self._load_weights(checkpoint)
         self._prepare(total)
         place = {"epoch": 0, "batches": 0, "logged_step": 0}
         self._loss_sum.zero_()
-        self._total_loss, self._random_states = 0.0, None
+        self._total_loss, self._random_states, self._saved_step = 0.0, None, None
         if checkpoint is not None:
             place = self._restore(checkpoint, allow_change)
-        state = self.state
+            self._saved_step = self.state.global_step if self._is_here(checkpoint) else None
+        self._note_plan(total, in_epoch)
+        self._fingerprint, self._logged_step = self._facts(), place["logged_step"]
+        self._start_trackers()
+        started, first_step = time.time(), self.state.global_step
+        noise = self._neftune(self.args.neftune_noise_alpha) if self.args.neftune_noise_alpha else None
+        self.is_in_train = True
+        try:
+            with self._catching_signals():
+                self._event("on_train_begin")
+                if self.args.eval_on_start and checkpoint is None:
+                    self._evaluate_now()
+                if self._random_states is not None:
+                    set_random_states(self._random_states)
+                if self.state.global_step < total:
+                    self._epochs(place["epoch"], place["batches"], in_epoch)
+        finally:
+            self.is_in_train = False
+            if noise is not None:
+                noise.remove()
+        return self._finished(started, first_step)
+
+    def _warn_of_other_runs(self) -> None:
+        found = checkpoints(self.args.output_dir)
+        if found and self._writes:
+            logger.warning(
+                "%s holds %s of an earlier run, and this one starts anew: it replaces those of the steps it saves "
+                "itself. resume_from_checkpoint=True goes on from the newest; another output_dir keeps them apart.",
+                self.args.output_dir,
+                ", ".join(path.name for path in found),
+            )
+
+    def _is_here(self, checkpoint: Path) -> bool:
+        return checkpoint.resolve() == self._checkpoint_path().resolve()
+
+    def _note_plan(self, total: int, in_epoch: int | None) -> None:
+        """Write into the state where the run ends and what happens how often."""
+        args, state = self.args, self.state
         state.max_steps, state.train_batch_size = total, self._batch_size
         state.num_train_epochs = math.ceil(total / in_epoch) if in_epoch else sys.maxsize
         state.logging_steps = args.every(args.logging_steps, total)
         state.eval_steps = args.every(args.eval_steps, total)
         state.save_steps = args.every(args.save_steps, total)
         self.control = TrainerControl()
-        self._fingerprint = self._facts()
-        started, first_step = time.time(), state.global_step
-        if args.report_to:
-            self.accelerator.init_trackers(
-                args.run_name or args.project, {k: str(v) for k, v in args.to_dict().items() if v is not None}
-            )
-        self._logged_step = place["logged_step"]
-        if state.global_step < total:
-            with self._catching_signals():
-                self._event("on_train_begin")
-                if args.eval_on_start and checkpoint is None:
-                    self._evaluate_now()
-                if self._random_states is not None:
-                    set_random_states(self._random_states)
-                self._epochs(place["epoch"], place["batches"], in_epoch)
+
+    def _start_trackers(self) -> None:
+        if self.args.report_to:
+            options = {name: str(value) for name, value in self.args.to_dict().items() if value is not None}
+            self.accelerator.init_trackers(self.args.run_name or self.args.project, options)
+
+    def _finished(self, started: float, first_step: int) -> TrainOutput:
+        """Load the best weights, say how it went, and upload."""
+        state = self.state
         self._finish_best()
-        seconds = time.time() - started
+        seconds = max(time.time() - started, 1e-9)
         steps = state.global_step - first_step
         metrics = {
             "train_runtime": round(seconds, 4),
-            "train_steps_per_second": round(steps / max(seconds, 1e-9), 4),
-            "train_samples_per_second": round(steps * self._samples_per_step / max(seconds, 1e-9), 4),
-            "train_loss": self._total_loss / max(state.global_step, 1),
-            "epoch": state.epoch,
+            "train_samples_per_second": round(steps * self._samples_per_step / seconds, 3),
+            "train_steps_per_second": round(steps / seconds, 3),
+            "train_loss": (self._total_loss + float(self._loss_sum)) / max(state.global_step, 1),
         }
-        self.log(dict(metrics))
-        self._event("on_train_end")
-        if args.report_to:
-            self.accelerator.end_training()
-        if args.push_to_hub:
+        self.log(metrics)
+        self._close()
+        if self.args.push_to_hub:
             self.push_to_hub()
         return TrainOutput((state.global_step, metrics["train_loss"], metrics))
+
+    def _close(self) -> None:
+        self._event("on_train_end")
+        if self.args.report_to:
+            self.accelerator.end_training()
 
     def _epochs(self, epoch: int, batches_done: int, in_epoch: int | None) -> None:
         args, state, control = self.args, self.state, self.control
         while True:
+            self.train_loader = self._train_loader(epoch, batches_done)
             self._event("on_epoch_begin")
-            batches = iter(self._train_loader(epoch, batches_done))
+            batches = iter(self.train_loader)
             steps_here = 0
             while not control.should_training_stop:
                 part: list[Batch] = list(islice(batches, args.gradient_accumulation_steps))
@@ -235,9 +276,11 @@ class Trainer(Evaluating, Saving):
             self._event("on_pre_optimizer_step")
             self.optimizer.step()
             self._event("on_optimizer_step")
-            if not getattr(self.optimizer, "step_was_skipped", False):
+            self._rate = float(self.optimizer.param_groups[0]["lr"])
+            is_skipped = getattr(self.optimizer, "step_was_skipped", False)
+            if not is_skipped and not isinstance(self.lr_scheduler, ReduceLROnPlateau):
                 self.lr_scheduler.step()
-            self._loss_sum += step_loss
+            self._loss_sum += step_loss.nan_to_num(0.0, 0.0, 0.0) if args.logging_nan_inf_filter else step_loss
         self._grad_norm = None if norm is None else float(norm)
         self.optimizer.zero_grad()
         self.state.num_input_tokens_seen += int(tokens) if tokens is not None else 0
@@ -249,27 +292,30 @@ class Trainer(Evaluating, Saving):
         """
         labels = [batch.get(self.label_names[0]) for batch in inputs]
         counts: list[Any] = [label_tokens(one, is_shifted(self.model, one)) for one in labels]
-        if any(count is None for count in counts):
+        has_tokens = all(count is not None for count in counts)
+        if not has_tokens:
             counts = [torch.tensor(batch.count, device=self.accelerator.device) for batch in part]
-            tokens = None
-        else:
-            tokens = torch.stack(counts).sum()
         own = [count * (batch.count > 0) for count, batch in zip(counts, part, strict=True)]
-        if not self.args.average_tokens_across_devices:
-            return [1.0 / len(part) if batch.count else 0.0 for batch in part], tokens
         everything = torch.stack(own).sum()
-        everything = self._reduced(everything, "sum")
-        tokens = everything if tokens is not None else None
-        return [count * self._world / everything.clamp(min=1) for count in own], tokens
+        world = self._world if self.args.average_tokens_across_devices else 1
+        if world > 1:
+            everything = self._reduced(everything, "sum")
+        tokens = everything if has_tokens else None
+        if self.compute_loss_func is not None:  # it divides by the tokens itself, where there are some
+            share = float(world) if has_tokens else 1.0 / len(part)
+            return [torch.tensor(share * (batch.count > 0)) for batch in part], tokens
+        return [count * world / everything.clamp(min=1) for count in own], tokens
 
     def training_step(
-        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | None = None, weight: Any = 1.0
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | None = None, weight: Any = None
     ) -> Tensor:
         """Loss and gradients of one batch; returns the weighted loss."""
         with self.accelerator.autocast():
             loss = self.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
-        if self.compute_loss_func is None:
-            loss = loss * weight
+        if weight is not None:
+            # Where nothing counts the loss may be 0 / 0, which must not reach the others.
+            weight = weight.to(loss.device)
+            loss = torch.where(weight > 0, loss * weight, torch.zeros_like(loss))
         self.accelerator.backward(loss)
         return loss.detach()
 
@@ -306,15 +352,20 @@ class Trainer(Evaluating, Saving):
             self._log_training()
         metrics = self._evaluate_now() if control.should_evaluate else None
         is_better = self._note_best(metrics) if metrics else False
-        if control.should_save or (is_better and self.args.save_strategy == "best"):
+        if metrics and isinstance(self.lr_scheduler, ReduceLROnPlateau):
+            self.lr_scheduler.step(metrics[self._metric_key() or "eval_loss"])
+        if is_better and (self.args.save_strategy == "best" or self.args.load_best_model_at_end):
+            control.should_save = True
+        if control.should_save:
             self._save_checkpoint()
         control.should_log = control.should_evaluate = control.should_save = False
-        stop = self._stop_signal
-        if self._world > 1:
-            stop = max((one or 0) for one in self._gather_objects(stop)) or None
-        if stop is not None:
+        stop = int(self._stop_signal or 0)
+        if self._world > 1:  # one process that was told is enough
+            stop = int(self._reduced(torch.tensor(stop, device=self.accelerator.device), "sum"))
+        if stop:
             self._save_checkpoint()
-            logger.warning("stopped by signal %d after step %d; a checkpoint was saved.", stop, self.state.global_step)
+            logger.warning("stopped by a signal after step %d; a checkpoint was saved.", self.state.global_step)
+            self._close()
             raise SystemExit(130)
 
     def _log_training(self) -> None:
@@ -326,7 +377,7 @@ class Trainer(Evaluating, Saving):
         logs: dict[str, float] = {"loss": loss / steps}
         if self._grad_norm is not None:
             logs["grad_norm"] = self._grad_norm
-        logs["learning_rate"] = float(self.lr_scheduler.get_last_lr()[0])
+        logs["learning_rate"] = self._rate
         self.log(logs)
 
     def _evaluate_now(self) -> dict[str, float]:
@@ -338,15 +389,18 @@ class Trainer(Evaluating, Saving):
             metrics.update(self.evaluate(dataset, metric_key_prefix=f"eval_{name}"))
         return metrics
 
+    def _metric_key(self) -> str | None:
+        name = self.args.metric_for_best_model
+        return name if name is None or name.startswith("eval_") else f"eval_{name}"
+
     def _note_best(self, metrics: dict[str, float]) -> bool:
         """Whether these metrics are the best so far."""
-        name = self.args.metric_for_best_model
-        if name is None:
+        key = self._metric_key()
+        if key is None:
             return False
-        key = name if name.startswith("eval_") else f"eval_{name}"
         if key not in metrics:
             raise ConfigError(
-                f"metric_for_best_model={name!r}: the evaluation gave {', '.join(sorted(metrics))}; name one of them."
+                f"metric_for_best_model={self.args.metric_for_best_model!r}: the evaluation gave {', '.join(sorted(metrics))}; name one of them."
             )
         value, best = metrics[key], self.state.best_metric
         is_better = best is None or (value > best if self.args.greater_is_better else value < best)

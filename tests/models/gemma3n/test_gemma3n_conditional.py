@@ -216,6 +216,21 @@ def test_pictures_and_clips_reach_their_places_through_embeddings_too(model, pro
     assert torch.allclose(through, expected, atol=1e-5)
 
 
+def test_processes_that_train_together_find_a_gradient_for_every_weight(model, prompt, ids, monkeypatch):
+    """Without media in the batch, too; alone, nothing is done for towers that have nothing to do."""
+    model.train()
+    model(ids(), labels=ids()).loss.backward()
+    assert all(weight.grad is None for weight in model.audio_tower.parameters())
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    plain = model(ids(), labels=ids()).loss
+    model.zero_grad()
+    plain.backward()
+    assert all(weight.grad is not None and weight.grad.abs().max() == 0 for weight in model.audio_tower.parameters())
+    model.zero_grad()
+    model(**prompt(), labels=prompt()["input_ids"]).loss.backward()
+    assert all(weight.grad is not None for weight in model.parameters())
+
+
 @pytest.mark.slow
 def test_eight_pairs_of_sound_and_text_are_learnt_by_heart(config, text_config):
     generator = torch.Generator().manual_seed(9)

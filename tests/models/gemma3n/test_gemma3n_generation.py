@@ -147,3 +147,20 @@ def test_samples_of_one_prompt_share_its_media(model, prompt):
     batch = prompt()
     options = {"do_sample": True, "num_return_sequences": 2, "max_new_tokens": 3}
     assert model.generate(**batch, token_type_ids=torch.zeros_like(batch["input_ids"]), **options).shape[0] == 6
+
+
+@pytest.mark.parametrize("size", [1, 4, 7, 50])
+def test_a_prompt_read_in_pieces_is_the_prompt(written, model, prompt, size):
+    text, prompts, expected = written
+    assert torch.equal(text.generate(prompts, prefill_chunk_size=size, **OPTIONS), expected)
+    options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+    whole = model.generate(**prompt(), **options)
+    assert torch.equal(model.generate(**prompt(), prefill_chunk_size=size, **options), whole)
+
+
+def test_drafts_after_media_change_no_token(model, prompt):
+    batch = {name: value[:1] for name, value in prompt().items()}
+    options = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
+    expected = model.generate(**batch, **options)
+    assert torch.equal(model.generate(**batch, assistant_model=model, **options), expected)
+    assert torch.equal(model.generate(**batch, prompt_lookup_num_tokens=3, **options), expected)

@@ -118,7 +118,10 @@ def media(kind: str = "towers") -> dict[str, torch.Tensor]:
         features, real = torch.randn(2, 6, 20, generator=generator), torch.tensor([[1] * 6, [1] * 4 + [0] * 2]).bool()
     else:
         room, values, cells = 36, 3 * 4 * 4, [(6, 3), (6, 6)]
-        features, real = torch.randn(2, 24, 32, generator=generator), torch.tensor([[1] * 24, [1] * 16 + [0] * 8]).bool()
+        features, real = (
+            torch.randn(2, 24, 32, generator=generator),
+            torch.tensor([[1] * 24, [1] * 16 + [0] * 8]).bool(),
+        )
     return {
         "pixel_values": torch.rand(2, room, values, generator=generator),
         "image_position_ids": torch.stack([grid(*cell, room) for cell in cells]),
@@ -132,7 +135,29 @@ def media(kind: str = "towers") -> dict[str, torch.Tensor]:
 
 def prompt() -> dict[str, torch.Tensor]:
     """Two rows of 27 tokens: an image, a clip and a video; and a larger image and a shorter clip behind padding."""
-    first = [2, 5, 93, *[IMAGE] * 2, 94, 7, 95, *[AUDIO] * 6, 89, 9, 93, VIDEO, VIDEO, 94, 8, 93, VIDEO, VIDEO, 94, 3, 4]
+    first = [
+        2,
+        5,
+        93,
+        *[IMAGE] * 2,
+        94,
+        7,
+        95,
+        *[AUDIO] * 6,
+        89,
+        9,
+        93,
+        VIDEO,
+        VIDEO,
+        94,
+        8,
+        93,
+        VIDEO,
+        VIDEO,
+        94,
+        3,
+        4,
+    ]
     second = [2, 93, *[IMAGE] * 4, 94, 11, 12, 95, *[AUDIO] * 4, 89, 6, 7]
     gap = len(first) - len(second)
     ids = torch.tensor([first, [0] * gap + second])

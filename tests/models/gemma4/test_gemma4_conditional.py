@@ -9,7 +9,13 @@ from audiomm import InputError, PlaceholderError, ShapeError
 from audiomm.models.gemma4 import Gemma4ForCausalLM, Gemma4Model, Gemma4UnifiedConfig
 from audiomm.models.gemma4 import Gemma4UnifiedForConditionalGeneration as Unified
 
-GREEDY = {"do_sample": False, "eos_token_id": None, "max_new_tokens": 14, "no_repeat_ngram_size": 1}
+GREEDY = {
+    "do_sample": False,
+    "eos_token_id": None,
+    "max_new_tokens": 14,
+    "no_repeat_ngram_size": 1,
+    "suppress_tokens": [0],
+}
 WINDOWED = {"use_bidirectional_attention": "vision"}
 CASES = ["dense", "per-layer", "experts", "unified"]
 #: Rows of an item's arguments, by row of the prompt: images 0 and 1, the video, clips 0 and 1.
@@ -120,7 +126,11 @@ def test_without_a_mask_all_sound_is_real(case):
 
 def test_marks_and_media_must_agree(case):
     model, inputs = case
-    fewer = {**inputs, "pixel_values": inputs["pixel_values"][:1], "image_position_ids": inputs["image_position_ids"][:1]}
+    fewer = {
+        **inputs,
+        "pixel_values": inputs["pixel_values"][:1],
+        "image_position_ids": inputs["image_position_ids"][:1],
+    }
     with pytest.raises(PlaceholderError, match="Image features and image tokens do not match, tokens: 6, features: 2"):
         model(**fewer)
     swapped = {**inputs, "input_features": inputs["input_features"].flip(0),
@@ -129,7 +139,7 @@ def test_marks_and_media_must_agree(case):
         model(**swapped)
     silent = {name: value for name, value in inputs.items() if "features" not in name}
     for call in (model.__call__, model.generate):
-        with pytest.raises(PlaceholderError, match="row 0 of the batch holds 6 audio places, but input_features was not"):
+        with pytest.raises(PlaceholderError, match="row 0 of the batch holds 6 audio places, but input_features was"):
             call(**silent)
     with pytest.raises(ShapeError, match="counts 3 frames, but pixel_values_videos holds 2"):
         model(**{**inputs, "num_frames_per_video": torch.tensor([3])})
@@ -156,7 +166,14 @@ def test_media_that_a_model_does_not_take_are_refused(tiny):
     with pytest.raises(InputError, match="both must be multiples of 12"):
         config.image_tokens(24, 30)
     assert config.image_tokens(24, 36) == 6 and config.video_tokens(5, 24, 36) == 30
-    assert [tiny.whole("dense").config.audio_tokens(frames) for frames in (0, 1, 4, 5, 99, 2999)] == [0, 1, 1, 2, 25, 750]
+    assert [tiny.whole("dense").config.audio_tokens(frames) for frames in (0, 1, 4, 5, 99, 2999)] == [
+        0,
+        1,
+        1,
+        2,
+        25,
+        750,
+    ]
     assert Gemma4UnifiedConfig(audio_config={}, vision_config={}).audio_tokens(31) == 31
 
 
@@ -178,9 +195,9 @@ def test_the_12b_reads_the_names_of_the_hub_file(tiny, tmp_path):
     assert "model.embed_vision.multimodal_embedder.embedding_projection.weight" in weights
     hub = {}
     for name, tensor in weights.items():
-        name = name.replace("model.embed_vision.multimodal_embedder.", "model.embed_vision.") \
-            if "multimodal_embedder" in name else name.replace("model.embed_vision.", "model.vision_embedder.")  # fmt: skip
-        hub[name] = tensor
+        inner = "multimodal_embedder" in name
+        old, new = ("multimodal_embedder.", "") if inner else ("model.embed_vision.", "model.vision_embedder.")
+        hub[name.replace(old, new)] = tensor
     save_file(hub, tmp_path / "model.safetensors")
     inputs = {**tiny.prompt(), **tiny.media("unified")}
     assert torch.equal(Unified.from_pretrained(tmp_path)(**inputs).logits, model(**inputs).logits)
@@ -208,7 +225,9 @@ def test_padding_and_marks_are_not_learned(case):
     part, whole = model(**inputs, labels=short, loss_positions_only=True), model(**inputs, labels=short)
     assert torch.allclose(part.loss, whole.loss, atol=1e-5) and part.logits.shape[1] == 5
     part.loss.backward()
-    reached = {name.split(".")[1] for name, p in model.named_parameters() if p.grad is not None and name != "lm_head.weight"}
+    reached = {
+        name.split(".")[1] for name, p in model.named_parameters() if p.grad is not None and name != "lm_head.weight"
+    }
     assert {"language_model", "embed_vision", "embed_audio"} <= reached
     model.zero_grad()
 

@@ -16,7 +16,7 @@ from audiomm.models.gemma4 import (
 SLIDING, FULL = "sliding_attention", "full_attention"
 KINDS = ["dense", "per-layer", "experts"]
 #: Random models like to repeat themselves; a new token at every place tells more.
-GREEDY = {"do_sample": False, "eos_token_id": None, "no_repeat_ngram_size": 1}
+GREEDY = {"do_sample": False, "eos_token_id": None, "no_repeat_ngram_size": 1, "suppress_tokens": [0]}
 STATIC = {"cache_implementation": "static"}
 
 
@@ -140,7 +140,9 @@ def test_drafters_of_all_published_sizes_can_be_built(tiny):
             assert model.num_parameters() + buffers in (weights, weights + 4), name
     assert isinstance(
         Gemma4UnifiedAssistantForCausalLM(
-            Gemma4UnifiedAssistantConfig(text_config={**tiny.TEXT, "num_hidden_layers": 1, "vocab_size_per_layer_input": 0})
+            Gemma4UnifiedAssistantConfig(
+                text_config={**tiny.TEXT, "num_hidden_layers": 1, "vocab_size_per_layer_input": 0}
+            )
         ),
         Gemma4AssistantForCausalLM,
     )
@@ -191,11 +193,11 @@ def test_wrong_drafters_are_refused(tiny):
             SLIDING: (torch.zeros(1, 2, 3, 8), torch.zeros(1, 2, 3, 8))})  # fmt: skip
     small = {**tiny.TEXT, "num_hidden_layers": 2, "vocab_size_per_layer_input": 0}
     for values, message in (
-        ({"text_config": {**small, "hidden_size_per_layer_input": 8}}, "hidden_size_per_layer_input=8: a drafter has none"),
+        ({"text_config": {**small, "hidden_size_per_layer_input": 8}}, "per_layer_input=8: a drafter has none"),
         ({"text_config": {**small, "layer_types": [FULL] * 2, "num_kv_shared_layers": 1}}, "all 2 of them"),
         ({"text_config": small, "use_ordered_embeddings": True, "num_centroids": 7, "centroid_intermediate_top_k": 2},
          "cannot be split over num_centroids=7"),
-        ({"text_config": small, "num_centroids": 4, "centroid_intermediate_top_k": 5}, "centroid_intermediate_top_k='5'"),
+        ({"text_config": small, "num_centroids": 4, "centroid_intermediate_top_k": 5}, "intermediate_top_k='5'"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=message):
             Gemma4AssistantConfig(**values)

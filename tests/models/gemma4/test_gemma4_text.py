@@ -1,4 +1,4 @@
-"""Gemma 4's text stack: every way of feeding it gives one answer, files of all ages load, and wrong ones are refused."""
+"""Gemma 4's text stack: fed in any way it gives one answer; files of all ages load, wrong ones are refused."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def test_both_spellings_of_a_configuration_are_read_and_written(tiny):
     assert Gemma4TextConfig.from_dict(written) == new
     many = Gemma4TextConfig(num_hidden_layers=12, expert_intermediate_size=7, _sliding_window_pattern=4)
     assert many.layer_types == [SLIDING, SLIDING, SLIDING, FULL] * 3 and many.moe_intermediate_size == 7
-    assert many.head_dim_of(3) == 512 and many.head_dim_of(0) == 256 and list(many.per_layer_config)[0] == "03"
+    assert many.head_dim_of(3) == 512 and many.head_dim_of(0) == 256 and next(iter(many.per_layer_config)) == "03"
 
 
 def test_the_last_layer_sees_everything(tiny, caplog):

@@ -6,8 +6,9 @@ from ...feature_extraction.image import SiglipImageProcessor
 from ...feature_extraction.usm import Gemma3nAudioFeatureExtractor
 from .audio import Gemma3nAudioEncoder, Gemma3nStreamingAudioEncoder
 from .causal import Gemma3nForCausalLM
+from .conditional import Gemma3nForConditionalGeneration
 from .config import Gemma3nAudioConfig, Gemma3nConfig, Gemma3nTextConfig, Gemma3nVisionConfig
-from .modeling import Gemma3nForConditionalGeneration, Gemma3nModel
+from .modeling import Gemma3nModel
 from .processing import Gemma3nProcessor
 from .text import Gemma3nPreTrainedModel, Gemma3nTextModel
 from .tokenizer import GemmaTokenizer, GemmaTokenizerFast

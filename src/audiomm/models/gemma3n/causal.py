@@ -62,6 +62,7 @@ class Gemma3nWithHead(GenerationMixin, Gemma3nPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         per_layer_inputs: Tensor | None = None,
         logits_to_keep: int = 1,
+        prefill_chunk_size: int | None = None,
         **inputs: Any,
     ) -> ModelOutput:
         """Run the prompt, with pictures and sounds where the model takes them.
@@ -74,6 +75,7 @@ class Gemma3nWithHead(GenerationMixin, Gemma3nPreTrainedModel):
             per_layer_inputs: The layers' own embeddings that go with inputs_embeds. Without them they follow from the
                 ids, or from the tokens whose embeddings inputs_embeds are.
             logits_to_keep: How many of the last positions to score.
+            prefill_chunk_size: Read longer prompts in pieces of so many tokens, which takes less memory.
 
         Returns:
             logits (rows, logits_to_keep, vocabulary).
@@ -86,6 +88,12 @@ class Gemma3nWithHead(GenerationMixin, Gemma3nPreTrainedModel):
                 known = input_ids.shape[1] == inputs_embeds.shape[1]
                 tokens = input_ids if known else find_token_ids(inputs_embeds, decoder.embed_tokens)
                 per_layer_inputs = decoder.get_per_layer_inputs(tokens)
+        whole = {"position_ids", "output_attentions", "output_hidden_states"} & set(inputs)
+        if prefill_chunk_size is not None and not whole:
+            embeds, per_layer = self.read(ids, inputs_embeds, per_layer_inputs, **inputs)
+            begin = self._read_pieces(embeds, per_layer, cache, attention_mask, prefill_chunk_size, logits_to_keep)
+            ids, inputs_embeds, inputs = None, embeds[:, begin:], {}
+            per_layer_inputs = None if per_layer is None else per_layer[:, begin:]
         output: ModelOutput = self(
             ids,
             attention_mask=attention_mask,
@@ -96,6 +104,32 @@ class Gemma3nWithHead(GenerationMixin, Gemma3nPreTrainedModel):
             **inputs,
         )
         return output
+
+    def read(
+        self, input_ids: Tensor | None, inputs_embeds: Tensor | None, per_layer_inputs: Tensor | None, **inputs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """Embeddings (rows, prompt, width) of a prompt, media in their places, and the layers' own."""
+        if input_ids is None:
+            assert inputs_embeds is not None, "a prompt comes as ids or as embeddings"
+            return inputs_embeds, per_layer_inputs
+        decoder = self.get_decoder()
+        return decoder.embed_tokens(input_ids), decoder.get_per_layer_inputs(input_ids)
+
+    def _read_pieces(
+        self, embeds: Tensor, per_layer: Tensor | None, cache: Cache, mask: Tensor | None, size: int, keep: int
+    ) -> int:
+        """Put all pieces of a prompt but the last into the cache; returns where the last begins."""
+        begin = 0
+        for end in range(size, embeds.shape[1] - keep + 1, size):
+            self.get_decoder()(
+                inputs_embeds=embeds[:, begin:end],
+                per_layer_inputs=None if per_layer is None else per_layer[:, begin:end],
+                attention_mask=None if mask is None else mask[:, :end],
+                past_key_values=cache,
+                last_positions=1,
+            )
+            begin = end
+        return begin
 
     def step(self, input_ids: Tensor, cache: Cache, **flags: bool) -> ModelOutput:
         """One decode step: (rows, new) token ids to logits (rows, new, vocabulary)."""

@@ -1,4 +1,4 @@
-"""Gemma 3n with its towers: text, pictures and sound in, text out.
+"""Gemma 3n with its towers: text, pictures and sound in, states out; `conditional` adds the head.
 
 Argument and output names are those of transformers; weight names are the checkpoint's. Towers run when a prompt is
 read, never while tokens are made. Source: the model card of Gemma 3n.
@@ -14,13 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from ...base.errors import AudioLimitError, InputError, ShapeError
-from ...base.modeling import PreTrainedModel
-from ...base.outputs import BaseModelOutput, CausalLMOutput, DecoderOutput
-from ...generation import GenerationConfig
+from ...base.outputs import BaseModelOutput, DecoderOutput
 from ...layers.cache import Cache
 from ...layers.merge import place_features, refuse_empty_places
 from .audio import Gemma3nAudioEncoder
-from .causal import Gemma3nWithHead, positions_read
 from .config import Gemma3nConfig
 from .embedder import Gemma3nMultimodalEmbedder
 from .text import Gemma3nPreTrainedModel, Gemma3nTextModel
@@ -49,14 +46,6 @@ class Gemma3nModelOutputWithPast(DecoderOutput):
     audio_hidden_states: Tensor | None = None
 
 
-@dataclass
-class Gemma3nCausalLMOutputWithPast(CausalLMOutput):
-    """Scores of the next token, and what stood on the places of pictures and clips, (items, tokens, hidden_size)."""
-
-    image_hidden_states: Tensor | None = None
-    audio_hidden_states: Tensor | None = None
-
-
 class Gemma3nModel(Gemma3nPreTrainedModel):
     """Towers, embedders and text decoder, without a head."""
 
@@ -73,7 +62,7 @@ class Gemma3nModel(Gemma3nPreTrainedModel):
         self.audio_tower = None if audio is None else Gemma3nAudioEncoder(audio)
         self.embed_vision = None if vision is None else _embedder(vision, width, vision.hidden_size**0.5)
         self.embed_audio = None if audio is None else _embedder(audio, width)
-        self.ignored_weights = (*type(self).ignored_weights, *_absent(config))  # type: ignore[misc]
+        self.ignored_weights = (*type(self).ignored_weights, *absent_parts(config))  # type: ignore[misc]
         # What `_rows` found, and which state of the weights it was found for.
         self._kept_rows: tuple[list[tuple[int, int, int]], list[nn.Parameter], Tensor] | None = None
         self.post_init()
@@ -234,6 +223,47 @@ class Gemma3nModel(Gemma3nPreTrainedModel):
         media = nn.functional.embedding(index.clamp(min=0), rows).to(text.dtype)
         return torch.where((index >= 0)[..., None], media, text)
 
+    def merge(
+        self,
+        input_ids: Tensor | None = None,
+        *,
+        pixel_values: Tensor | None = None,
+        input_features: Tensor | None = None,
+        input_features_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        per_layer_inputs: Tensor | None = None,
+        mm_encoder_outputs: Mapping[str, Any] | None = None,
+        goes_on: bool = False,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """What the decoder is to read: embeddings with the media on their places, and the layers' own.
+
+        Args:
+            goes_on: The tokens follow others, among which the media may be: places without media are then fine.
+
+        The other arguments, and what is raised, are those of `forward`.
+
+        Returns:
+            Embeddings (rows, new, width), the token part of the layers' embeddings or None, and the tokens of pictures
+            and clips or None.
+        """
+        ready = dict(mm_encoder_outputs or {})
+        self._check_inputs(input_ids, inputs_embeds, pixel_values, input_features, per_layer_inputs, ready)
+        if inputs_embeds is None:
+            assert input_ids is not None, "one of the two was passed"
+            embeds, per_layer_inputs = self.embed(input_ids), self.language_model.get_per_layer_inputs(input_ids)
+        else:
+            embeds = inputs_embeds
+        images = clips = None
+        if pixel_values is not None or "image" in ready:
+            made: Any = ready["image"] if pixel_values is None else self.get_image_features(pixel_values)
+            images = made.pooler_output.to(embeds)
+        if input_features is not None or "audio" in ready:
+            clips = self._clip_tokens(input_features, input_features_mask, ready.get("audio")).to(embeds)
+        embeds = self._place(None if goes_on and images is None and clips is None else input_ids, embeds, images, clips)
+        if self.training and torch.distributed.is_available() and torch.distributed.is_initialized():
+            embeds = embeds + self._no_gradient(image=images is None, audio=clips is None)
+        return embeds, per_layer_inputs, images, clips
+
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -271,21 +301,16 @@ class Gemma3nModel(Gemma3nPreTrainedModel):
             PlaceholderError: Places in the text and media passed do not agree.
             AudioLimitError: A clip is longer than its places.
         """
-        ready = dict(mm_encoder_outputs or {})
-        self._check_inputs(input_ids, inputs_embeds, pixel_values, input_features, per_layer_inputs, ready)
-        if inputs_embeds is None:
-            assert input_ids is not None, "one of the two was passed"
-            embeds, per_layer_inputs = self.embed(input_ids), self.language_model.get_per_layer_inputs(input_ids)
-        else:
-            embeds = inputs_embeds
-        images = clips = None
-        if pixel_values is not None or "image" in ready:
-            made: Any = ready["image"] if pixel_values is None else self.get_image_features(pixel_values)
-            images = made.pooler_output.to(embeds)
-        if input_features is not None or "audio" in ready:
-            clips = self._clip_tokens(input_features, input_features_mask, ready.get("audio")).to(embeds)
-        goes_on = isinstance(past_key_values, Cache) and past_key_values.length > 0
-        embeds = self._place(None if goes_on and images is None and clips is None else input_ids, embeds, images, clips)
+        embeds, per_layer_inputs, images, clips = self.merge(
+            input_ids,
+            pixel_values=pixel_values,
+            input_features=input_features,
+            input_features_mask=input_features_mask,
+            inputs_embeds=inputs_embeds,
+            per_layer_inputs=per_layer_inputs,
+            mm_encoder_outputs=mm_encoder_outputs,
+            goes_on=isinstance(past_key_values, Cache) and past_key_values.length > 0,
+        )
         decoded = self.language_model(
             inputs_embeds=embeds,
             per_layer_inputs=per_layer_inputs,
@@ -315,6 +340,18 @@ class Gemma3nModel(Gemma3nPreTrainedModel):
                 refuse_empty_places(self._places(input_ids, None, token), kind=kind, argument=argument)
         return embeds
 
+    def _no_gradient(self, *, image: bool, audio: bool) -> Tensor:
+        """A zero that reaches every weight of the towers that a batch has nothing for.
+
+        Processes that train together wait for the gradient of every weight of every one of them.
+        """
+        unused = [self.vision_tower, self.embed_vision] * image + [self.audio_tower, self.embed_audio] * audio
+        weights = [
+            weight for part in unused if part is not None for weight in part.parameters() if weight.requires_grad
+        ]
+        zeros = [0.0 * weight.flatten()[0] for weight in weights]
+        return torch.stack(zeros).sum() if zeros else torch.zeros((), device=self.device, dtype=self.dtype)
+
     def _check_inputs(
         self,
         input_ids: Tensor | None,
@@ -341,111 +378,13 @@ class Gemma3nModel(Gemma3nPreTrainedModel):
             raise InputError(f"mm_encoder_outputs has an entry {unknown[0]!r}: accepted are 'image' and 'audio'.")
 
 
-class Gemma3nForConditionalGeneration(Gemma3nWithHead):
-    """Gemma 3n with its head: answers to text, pictures and sound, and trains."""
-
-    config_class = Gemma3nConfig
-    config: Gemma3nConfig
-    tied_weights: ClassVar[dict[str, str]] = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
-    renamed_weights: ClassVar[tuple[tuple[str, str], ...]] = WHOLE_NAMES
-
-    def __init__(self, config: Gemma3nConfig) -> None:
-        super().__init__(config)
-        self.model = Gemma3nModel(config)
-        self.ignored_weights = (*type(self).ignored_weights, *_absent(config))  # type: ignore[misc]
-        text = config.text_config
-        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
-        self.generation_config = GenerationConfig.from_model_config(config)
-        self.post_init()
-
-    def get_decoder(self) -> Gemma3nTextModel:
-        decoder: Gemma3nTextModel = self.model.language_model
-        return decoder
-
-    @property
-    def vision_tower(self) -> PreTrainedModel | nn.Module:
-        """The vision encoder."""
-        tower: nn.Module = self.model.vision_tower
-        return tower
-
-    @property
-    def audio_tower(self) -> PreTrainedModel | nn.Module:
-        """The audio encoder."""
-        tower: nn.Module = self.model.audio_tower
-        return tower
-
-    def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> MediaFeatures:
-        """See `Gemma3nModel.get_image_features`."""
-        features: MediaFeatures = self.model.get_image_features(pixel_values, **kwargs)
-        return features
-
-    def get_audio_features(self, input_features: Tensor, input_features_mask: Tensor, **kwargs: Any) -> MediaFeatures:
-        """See `Gemma3nModel.get_audio_features`."""
-        features: MediaFeatures = self.model.get_audio_features(input_features, input_features_mask, **kwargs)
-        return features
-
-    def freeze_towers(self) -> None:
-        """Keep the weights of both towers from being trained."""
-        self.model.freeze_towers()
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        input_features: Tensor | None = None,
-        attention_mask: Any = None,
-        input_features_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Any = None,
-        token_type_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int | Tensor = 0,
-        per_layer_inputs: Tensor | None = None,
-        mm_encoder_outputs: Mapping[str, Any] | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Gemma3nCausalLMOutputWithPast | tuple[Any, ...]:
-        """Scores of the next tokens, and the loss against `labels`.
-
-        Args:
-            labels, logits_to_keep, num_items_in_batch: As in `Gemma3nForCausalLM.forward`.
-
-        The other arguments, and what is raised, are those of `Gemma3nModel.forward`.
-
-        Returns:
-            logits (rows, kept, vocabulary) float32 and what was asked for besides.
-        """
-        decoded = self.model(
-            input_ids,
-            pixel_values=pixel_values,
-            input_features=input_features,
-            attention_mask=attention_mask,
-            input_features_mask=input_features_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            per_layer_inputs=per_layer_inputs,
-            use_cache=False if labels is not None and use_cache is None else use_cache,
-            mm_encoder_outputs=mm_encoder_outputs,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            last_positions=positions_read(logits_to_keep, labels),
-        )
-        output = Gemma3nCausalLMOutputWithPast(**self.score(decoded, labels, logits_to_keep, num_items_in_batch))
-        return output.to_tuple() if return_dict is False else output
-
-
 def _embedder(config: Any, text_width: int, scale: float = 1.0) -> Gemma3nMultimodalEmbedder:
     return Gemma3nMultimodalEmbedder(
         config.vocab_offset, config.vocab_size, config.hidden_size, text_width, config.rms_norm_eps, scale
     )
 
 
-def _absent(config: Gemma3nConfig) -> list[str]:
+def absent_parts(config: Gemma3nConfig) -> list[str]:
     """Patterns of the weights of towers that the model goes without."""
     return [pattern for pattern, part in ((VISION, config.vision_config), (AUDIO, config.audio_config)) if part is None]
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from ...base.chat import TYPED_START
+from ...base.errors import ConfigError
 from ...feature_extraction.image import SiglipImageProcessor
 from ...feature_extraction.multimodal import MultimodalProcessor
 from ...feature_extraction.usm import Gemma3nAudioFeatureExtractor
@@ -62,6 +63,7 @@ class Gemma3nProcessor(MultimodalProcessor):
 
     Raises:
         TypeError: A part is missing or of another class.
+        ConfigError: The vocabulary lacks a token that stands for media.
     """
 
     attributes: ClassVar[tuple[str, ...]] = ("feature_extractor", "image_processor", "tokenizer")
@@ -94,6 +96,9 @@ class Gemma3nProcessor(MultimodalProcessor):
             audio_seq_length=audio_seq_length,
             image_seq_length=image_seq_length,
         )
+        missing = [name for name in GemmaTokenizer.media_tokens if getattr(tokenizer, name, None) is None]
+        if missing:
+            raise ConfigError(f"the tokenizer has no {', '.join(missing)}; is it that of another model?")
         # Told apart from the marks inside an expanded block, which follow their beginning at once.
         self._lonely = {
             re.compile(f"(?<!{TYPED_START}){re.escape(begin)}(?!{re.escape(mark)})"): mark

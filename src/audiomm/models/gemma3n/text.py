@@ -281,7 +281,7 @@ class Gemma3nTextModel(PerLayerInputs, Gemma3nPreTrainedModel):
             return past
         if past is not None:
             raise InputError(
-                f"past_key_values is a {type(past).__name__}: pass the cache that an earlier call returned, or make_cache()."
+                f"past_key_values is a {type(past).__name__}: pass what an earlier call returned, or make_cache()."
             )
         # Recomputing a layer in the backward pass would store its keys twice.
         wanted = use_cache and not (self.gradient_checkpointing and self.training)

@@ -8,18 +8,7 @@ from ...feature_extraction.usm import Gemma4AudioFeatureExtractor
 from ...feature_extraction.video import Gemma4UnifiedVideoProcessor, Gemma4VideoProcessor
 from .assistant import Gemma4AssistantForCausalLM, Gemma4UnifiedAssistantForCausalLM
 from .audio import Gemma4AudioModel, Gemma4StreamingAudioEncoder
-from .config import (
-    Gemma4AssistantConfig,
-    Gemma4AudioConfig,
-    Gemma4Config,
-    Gemma4TextConfig,
-    Gemma4UnifiedAssistantConfig,
-    Gemma4UnifiedAudioConfig,
-    Gemma4UnifiedConfig,
-    Gemma4UnifiedTextConfig,
-    Gemma4UnifiedVisionConfig,
-    Gemma4VisionConfig,
-)
+from .config import Gemma4AudioConfig, Gemma4Config, Gemma4TextConfig, Gemma4VisionConfig
 from .heads import Gemma4ForCausalLM
 from .modeling import Gemma4ForConditionalGeneration, Gemma4Model
 from .preprocessor import Gemma4CausalLMPreprocessor
@@ -30,6 +19,14 @@ from .unified import (
     Gemma4UnifiedForCausalLM,
     Gemma4UnifiedForConditionalGeneration,
     Gemma4UnifiedModel,
+)
+from .variants import (
+    Gemma4AssistantConfig,
+    Gemma4UnifiedAssistantConfig,
+    Gemma4UnifiedAudioConfig,
+    Gemma4UnifiedConfig,
+    Gemma4UnifiedTextConfig,
+    Gemma4UnifiedVisionConfig,
 )
 from .vision import Gemma4VisionModel
 

@@ -14,13 +14,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ...base.config import PreTrainedConfig
 from ...base.errors import GenerationError, ShapeError
 from ...base.outputs import ModelOutput
 from ...generation import GenerationConfig, GenerationMixin
 from ...layers.cache import PassThrough
 from ...layers.masks import Mask
-from .config import SLIDING, Gemma4AssistantConfig, Gemma4UnifiedAssistantConfig
+from .config import SLIDING
 from .text import Gemma4PreTrainedModel, Gemma4TextModel, Pair
+from .variants import Gemma4AssistantConfig, Gemma4UnifiedAssistantConfig
 
 
 @dataclass
@@ -56,7 +58,7 @@ class Gemma4AssistantMaskedEmbedder(nn.Module):
 class Gemma4AssistantForCausalLM(GenerationMixin, Gemma4PreTrainedModel):
     """A drafter for a Gemma 4 model; pass it to that model's generate() as assistant_model."""
 
-    config_class = Gemma4AssistantConfig
+    config_class: ClassVar[type[PreTrainedConfig]] = Gemma4AssistantConfig
     config: Gemma4AssistantConfig
     tied_weights: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
     #: Tells generation that drafts are made from the target's states.
@@ -171,5 +173,5 @@ class Gemma4AssistantForCausalLM(GenerationMixin, Gemma4PreTrainedModel):
 class Gemma4UnifiedAssistantForCausalLM(Gemma4AssistantForCausalLM):
     """The 12B's drafter."""
 
-    config_class = Gemma4UnifiedAssistantConfig
+    config_class: ClassVar[type[PreTrainedConfig]] = Gemma4UnifiedAssistantConfig
     config: Gemma4UnifiedAssistantConfig

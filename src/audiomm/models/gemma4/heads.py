@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ...base.config import PreTrainedConfig
 from ...base.errors import ShapeError
 from ...base.outputs import ModelOutput
 from ...generation import GenerationConfig, GenerationMixin
@@ -205,7 +206,7 @@ class Gemma4WithTokenHead(GenerationMixin, Gemma4PreTrainedModel):
 class Gemma4ForCausalLM(Gemma4WithTokenHead):
     """The text stack alone and its head; loads from checkpoints of the whole model too."""
 
-    config_class = Gemma4TextConfig
+    config_class: ClassVar[type[PreTrainedConfig]] = Gemma4TextConfig
     config: Gemma4TextConfig
     tied_weights: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
     ignored_weights: ClassVar[tuple[str, ...]] = (*UNUSED, *NOT_TEXT)

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ...base.config import PreTrainedConfig
 from ...base.errors import InputError, ShapeError
 from ...base.outputs import ModelOutput
 from ...generation import GenerationConfig
@@ -46,7 +47,7 @@ class Gemma4ModelOutput(ModelOutput):
 class Gemma4Model(Gemma4PreTrainedModel):
     """Towers, embedders and text stack, without a head."""
 
-    config_class = Gemma4Config
+    config_class: ClassVar[type[PreTrainedConfig]] = Gemma4Config
     config: Gemma4Config
     ignored_weights: ClassVar[tuple[str, ...]] = (*UNUSED, r"lm_head\.")
     renamed_weights: ClassVar[tuple[tuple[str, str], ...]] = WHOLE_NAMES
@@ -62,7 +63,7 @@ class Gemma4Model(Gemma4PreTrainedModel):
         width = config.text_config.hidden_size
         if config.vision_config is not None:
             self.vision_tower = Gemma4VisionModel(config.vision_config)
-            self.embed_vision = Gemma4MultimodalEmbedder(
+            self.embed_vision: nn.Module = Gemma4MultimodalEmbedder(
                 config.vision_config.hidden_size, width, config.vision_config.rms_norm_eps
             )
         if config.audio_config is not None:
@@ -182,7 +183,7 @@ class Gemma4Model(Gemma4PreTrainedModel):
             raise ShapeError("pass input_ids or inputs_embeds; both are None.")
         table = self.get_input_embeddings()
         marks = table(torch.tensor(ids, device=inputs_embeds.device))
-        return tuple((inputs_embeds == mark).all(dim=-1) for mark in marks)  # type: ignore[return-value]
+        return tuple((inputs_embeds == mark).all(dim=-1) for mark in marks)
 
     def text_ids(self, input_ids: Tensor) -> Tensor:
         """Ids with the marks of media turned into padding, as the text stack looks them up."""
@@ -322,14 +323,15 @@ class Gemma4Model(Gemma4PreTrainedModel):
             kept=kept,
             **flags,
         )
-        output = Gemma4ModelOutput(**dict(decoded.items()), **hidden_features(features))
+        fields: dict[str, Any] = {**dict(decoded.items()), **hidden_features(features)}
+        output = Gemma4ModelOutput(**fields)
         return output.to_tuple() if return_dict is False else output
 
 
 class Gemma4ForConditionalGeneration(Gemma4WithTokenHead):
     """Text, pictures, video and sound in; text out."""
 
-    config_class = Gemma4Config
+    config_class: ClassVar[type[PreTrainedConfig]] = Gemma4Config
     config: Gemma4Config
     model_class: ClassVar[type[Gemma4Model]] = Gemma4Model
     tied_weights: ClassVar[dict[str, str]] = {"lm_head.weight": "model.language_model.embed_tokens.weight"}

@@ -14,12 +14,14 @@ from ...base.encoding import plain_list
 from ...base.errors import ConfigError, InputError
 from ...feature_extraction.image import Gemma4ImageProcessor, Gemma4UnifiedImageProcessor
 from ...feature_extraction.multimodal import MultimodalProcessor
-from ...feature_extraction.usm import Gemma4AudioFeatureExtractor, Gemma4UnifiedAudioFeatureExtractor
+from ...feature_extraction.raw_frames import Gemma4UnifiedAudioFeatureExtractor
+from ...feature_extraction.usm import Gemma4AudioFeatureExtractor
 from ...feature_extraction.video import Gemma4UnifiedVideoProcessor, Gemma4VideoProcessor
 from .answer import parse_answer
 from .chat import CHAT_TEMPLATE
-from .config import Gemma4AudioConfig, Gemma4UnifiedAudioConfig
+from .config import Gemma4AudioConfig
 from .tokenizer import GemmaTokenizer
+from .variants import Gemma4UnifiedAudioConfig
 
 logger = logging.getLogger("audiomm.models.gemma4")
 

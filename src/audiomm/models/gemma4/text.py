@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from ...base.config import PreTrainedConfig
 from ...base.errors import ConfigError, ShapeError
 from ...base.hub import Source
 from ...base.modeling import PreTrainedModel
@@ -188,7 +189,7 @@ class Gemma4TextDecoderLayer(nn.Module):
 class Gemma4PreTrainedModel(PreTrainedModel):
     """What all models of Gemma 4 with a text stack share: initial weights, and names in checkpoints."""
 
-    config_class = Gemma4TextConfig
+    config_class: ClassVar[type[PreTrainedConfig]] = Gemma4TextConfig
     base_model_prefix: ClassVar[str] = "model"
     no_split_modules: ClassVar[tuple[str, ...]] = ("Gemma4TextDecoderLayer",)
     ignored_weights: ClassVar[tuple[str, ...]] = UNUSED
@@ -207,7 +208,7 @@ class Gemma4PreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def init_module(self, module: nn.Module) -> None:
-        deviation = self.config.get_text_config().initializer_range  # type: ignore[attr-defined]
+        deviation = self.config.get_text_config().initializer_range
         if isinstance(module, nn.Linear):
             module.weight.normal_(std=deviation)
             if module.bias is not None:
@@ -265,8 +266,9 @@ class Gemma4TextModel(PerLayerInputs, Gemma4PreTrainedModel):
         return self.embed_tokens
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
-        plain = not isinstance(value, ScaledEmbedding)
-        self.embed_tokens = ScaledEmbedding.of(value, self.config.hidden_size**0.5) if plain else value
+        if not isinstance(value, ScaledEmbedding):
+            value = ScaledEmbedding.of(value, self.config.hidden_size**0.5)
+        self.embed_tokens = value
 
     def cache_specs(self) -> list[LayerSpec]:
         """What each layer that owns keys and values keeps while generating."""

@@ -11,12 +11,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ...base.config import PreTrainedConfig
 from ...base.errors import InputError, ShapeError
 from .audio import Gemma4AudioModelOutput
-from .config import Gemma4UnifiedConfig, Gemma4UnifiedTextConfig, Gemma4UnifiedVisionConfig
 from .heads import Gemma4ForCausalLM
 from .media import Gemma4FeatureOutput, Gemma4MultimodalEmbedder
 from .modeling import Gemma4ForConditionalGeneration, Gemma4Model
+from .variants import Gemma4UnifiedConfig, Gemma4UnifiedTextConfig, Gemma4UnifiedVisionConfig
 from .weights import UNIFIED_NAMES
 
 
@@ -62,7 +63,7 @@ class Gemma4UnifiedVisionEmbedder(nn.Module):
 class Gemma4UnifiedModel(Gemma4Model):
     """Embedders and text stack, without a head."""
 
-    config_class = Gemma4UnifiedConfig
+    config_class: ClassVar[type[PreTrainedConfig]] = Gemma4UnifiedConfig
     config: Gemma4UnifiedConfig
     renamed_weights: ClassVar[tuple[tuple[str, str], ...]] = UNIFIED_NAMES
 
@@ -138,7 +139,7 @@ class Gemma4UnifiedModel(Gemma4Model):
 class Gemma4UnifiedForConditionalGeneration(Gemma4ForConditionalGeneration):
     """Text, pictures, video and sound in; text out."""
 
-    config_class = Gemma4UnifiedConfig
+    config_class: ClassVar[type[PreTrainedConfig]] = Gemma4UnifiedConfig
     config: Gemma4UnifiedConfig
     model_class: ClassVar[type[Gemma4Model]] = Gemma4UnifiedModel
     renamed_weights: ClassVar[tuple[tuple[str, str], ...]] = UNIFIED_NAMES
@@ -147,5 +148,5 @@ class Gemma4UnifiedForConditionalGeneration(Gemma4ForConditionalGeneration):
 class Gemma4UnifiedForCausalLM(Gemma4ForCausalLM):
     """The text stack of the 12B alone and its head."""
 
-    config_class = Gemma4UnifiedTextConfig
+    config_class: ClassVar[type[PreTrainedConfig]] = Gemma4UnifiedTextConfig
     config: Gemma4UnifiedTextConfig

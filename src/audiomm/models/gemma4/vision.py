@@ -233,7 +233,7 @@ class Gemma4VisionModel(PreTrainedModel):
         grid = picture.to(torch.float32).view(rows // side, side, columns // side, side, -1)
         pooled = grid.mean(dim=(1, 3)).flatten(0, 1) * self.config.hidden_size**0.5
         if self.config.standardize:
-            pooled = (pooled - self.std_bias.to(torch.float32)) * self.std_scale.to(torch.float32)
+            pooled = (pooled - self.std_bias.to(pooled)) * self.std_scale.to(pooled)
         if picture.dtype == torch.float16:
             # A few soft tokens leave float16's range; the norm behind the tower makes their size meaningless.
             pooled = pooled.clamp(-65504.0, 65504.0)

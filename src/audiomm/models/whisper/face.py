@@ -155,15 +155,14 @@ class OpenAIFace:
         several, is_single = as_recordings(audio)
         waves = [read_waveform(one, extractor.sampling_rate) for one in several]
         features, mask = _features(waves, extractor)
-        prompt = _tokens(initial_prompt, tokenizer)
-        repeated = [*_tokens(hotwords, tokenizer), *(prompt if carry_initial_prompt else [])]
-        options.setdefault("return_timestamps", not without_timestamps)
+        text_of = _text_of(tokenizer)
         settings = {
             "generation_config": _config(
                 self.generation_config,
                 max_new_tokens=None,
                 max_length=self.config.max_target_positions,
-                num_beams=beam_size,
+                num_beams=beam_size or 1,
+                length_penalty=1.0,
                 patience=None if beam_size is None else (patience or 1.0),
                 google_length_penalty=length_penalty,
                 suppress_tokens=_suppressed(suppress_tokens, self.generation_config),
@@ -176,10 +175,7 @@ class OpenAIFace:
             "logprob_threshold": logprob_threshold,
             "no_speech_threshold": no_speech_threshold,
             "condition_on_prev_tokens": condition_on_previous_text,
-            "prompt_condition_type": "all-segments",
-            "prompt_ids": [_previous(tokenizer), *repeated] if repeated else None,
-            "history_ids": [] if carry_initial_prompt else prompt,
-            "prefix_ids": _tokens(prefix, tokenizer) or None,
+            **_prompts(tokenizer, initial_prompt, carry_initial_prompt, hotwords, prefix),
             "word_timestamps": word_timestamps,
             "tokenizer": tokenizer if word_timestamps else None,
             "punctuation": (prepend_punctuations, append_punctuations),
@@ -192,8 +188,9 @@ class OpenAIFace:
             "break_loops": break_loops,
             "keep_best": keep_best,
             "sample_len": self.config.max_target_positions // 2 if sample_len is None else sample_len,
+            "return_timestamps": not without_timestamps,
             "fixed_windows": without_timestamps,
-            "text_of": _text_of(tokenizer),
+            "text_of": text_of,
             "batch_size": batch_size,
             **self._spoken(language, task),
             **options,
@@ -202,19 +199,11 @@ class OpenAIFace:
         run, _ = begin(self, features.to(self.dtype), **settings)
         for row, segments in self._events(run, monitor):
             if verbose:
-                for one in segments:
-                    logger.info(
-                        "recording %d: [%.2f --> %.2f] %s",
-                        row,
-                        float(one["start"]),
-                        float(one["end"]),
-                        settings["text_of"](one["tokens"].tolist()).strip(),
-                    )
+                _tell(row, segments, text_of)
+        seconds = [len(wave) / extractor.sampling_rate for wave in waves]
         found = [
-            transcript(
-                one.segments, one.language, len(wave) / extractor.sampling_rate, settings["text_of"], word_timestamps
-            )
-            for one, wave in zip(run.recordings, waves, strict=True)
+            transcript(one.segments, one.language, duration, text_of, word_timestamps)
+            for one, duration in zip(run.recordings, seconds, strict=True)
         ]
         return found[0] if is_single else found
 
@@ -306,8 +295,32 @@ def _tokens(text: str | Sequence[int] | None, tokenizer: Any) -> list[int]:
     return [int(token) for token in text]
 
 
-def _previous(tokenizer: Any) -> int:
-    return int(tokenizer.convert_tokens_to_ids("<|startofprev|>"))
+def _prompts(
+    tokenizer: Any,
+    initial_prompt: str | Sequence[int] | None,
+    carried: bool,
+    hotwords: str | None,
+    prefix: str | Sequence[int] | None,
+) -> dict[str, Any]:
+    """What stands before windows, and what the first text starts with.
+
+    An initial prompt is earlier text and forgotten like it, unless it is carried; hotwords never are.
+    """
+    prompt = _tokens(initial_prompt, tokenizer)
+    repeated = [*_tokens(hotwords, tokenizer), *(prompt if carried else [])]
+    opening = int(tokenizer.convert_tokens_to_ids("<|startofprev|>")) if repeated else None
+    return {
+        "prompt_condition_type": "all-segments",
+        "prompt_ids": [opening, *repeated] if repeated else None,
+        "history_ids": [] if carried else prompt,
+        "prefix_ids": _tokens(prefix, tokenizer) or None,
+    }
+
+
+def _tell(row: int, segments: Sequence[dict[str, Any]], text_of: Callable[[list[int]], str]) -> None:
+    for one in segments:
+        text = text_of(one["tokens"].tolist()).strip()
+        logger.info("recording %d: [%.2f --> %.2f] %s", row, float(one["start"]), float(one["end"]), text)
 
 
 def _text_of(tokenizer: Any) -> Callable[[list[int]], str]:

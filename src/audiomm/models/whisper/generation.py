@@ -220,7 +220,7 @@ class WhisperForConditionalGeneration(OpenAIFace, GenerationMixin, WhisperSeq2Se
             as_model_output = as_output and not (run.options.timestamps or word_timestamps)
             with run.stream():
                 if unique or as_model_output or several:
-                    with_segments = return_segments and not unique
+                    with_segments = return_segments and several and not unique
                     return run.single_pass(unique, as_output and not with_segments, with_segments)
                 run.run(monitor_progress)
         return run.result(
