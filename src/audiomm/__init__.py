@@ -144,6 +144,7 @@ _PUBLIC = {
         "PromptedSpeechRecognitionPipeline",
         "pipeline",
     ),
+    "pipelines.transcribe": ("transcribe",),
     "presets": ("Gemma3nAudioConverter", "Gemma3nBackbone", "Gemma4Backbone", "WhisperBackbone"),
     "training": (
         "DataCollatorForCausalLM",

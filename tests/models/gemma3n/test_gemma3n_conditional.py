@@ -39,7 +39,8 @@ def test_rows_of_different_media_are_what_they_are_alone(model, prompt):
         assert (logits_of(model, **inputs)[0] - together[row, real]).abs().max() < CLOSE, row
 
 
-def test_a_clip_is_what_it_is_alone_next_to_a_longer_one(model, prompt):
+def test_a_clip_is_what_it_is_alone_next_to_a_longer_one(model):
+    """Complaints vllm#24006 and #50958: a clip's last tokens depended on what it was batched with."""
     short, long = torch.randn(1, 33, 16), torch.randn(1, 61, 16)
     padded = torch.cat((torch.nn.functional.pad(short, (0, 0, 0, 28)), long))
     mask = torch.ones(2, 61, dtype=torch.bool)
@@ -91,7 +92,7 @@ def test_several_pictures_and_clips_in_a_row_keep_their_order(model):
 
 
 def test_ids_of_media_have_rows_of_their_own(model):
-    """The end marks come out of the embedders' tables; ids above them are ordinary tokens."""
+    """The end marks come out of the embedders' tables; ids above are ordinary (complaint transformers#39921)."""
     ids = torch.tensor([[5, 256, 272, 271, 287]])
     embeds = model.model.embed(ids)
     assert torch.equal(embeds[0, 0], model.get_input_embeddings()(ids)[0, 0])
@@ -124,6 +125,7 @@ def test_text_alone_reads_the_same_in_the_text_model(model, ids, tmp_path):
 
 @pytest.mark.parametrize("modalities", [("text",), ("text", "audio"), ("text", "image")])
 def test_a_model_without_some_towers_is_the_same_for_the_rest(model, prompt, ids, tmp_path, modalities):
+    """Complaints LlamaFactory#8693 and transformers#39208: sound or text alone asked for the tower of pictures."""
     model.save_pretrained(tmp_path / "whole")
     part = Gemma3nForConditionalGeneration.from_pretrained(tmp_path / "whole", modalities=modalities)
     assert part.config.modalities == tuple(name for name in ("text", "image", "audio") if name in modalities)
@@ -200,6 +202,7 @@ def test_ids_and_embeddings_together_are_refused(model, ids):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision_with_media_stays_finite(model, prompt, dtype):
+    """Complaints transformers#27260 and unsloth's of float16: float32 features met half weights, or overflowed."""
     assert logits_of(copy.deepcopy(model).to(dtype), **prompt()).isfinite().all()
 
 
@@ -217,7 +220,7 @@ def test_pictures_and_clips_reach_their_places_through_embeddings_too(model, pro
 
 
 def test_processes_that_train_together_find_a_gradient_for_every_weight(model, prompt, ids, monkeypatch):
-    """Without media in the batch, too; alone, nothing is done for towers that have nothing to do."""
+    """Complaint axolotl#3584: without media in the batch, too. Alone, nothing is done for towers without work."""
     model.train()
     model(ids(), labels=ids()).loss.backward()
     assert all(weight.grad is None for weight in model.audio_tower.parameters())
@@ -246,8 +249,8 @@ def test_eight_pairs_of_sound_and_text_are_learnt_by_heart(config, text_config):
     labels[:, : 2 + PLACES] = -100
     model.freeze_towers()
     model.audio_tower.requires_grad_(True)
-    optimizer = torch.optim.AdamW((part for part in model.parameters() if part.requires_grad), lr=5e-3)
-    for _ in range(150):
+    optimizer = torch.optim.AdamW((part for part in model.parameters() if part.requires_grad), lr=8e-3)
+    for _ in range(250):
         optimizer.zero_grad()
         loss = model(ids, input_features=clips, labels=labels).loss
         loss.backward()

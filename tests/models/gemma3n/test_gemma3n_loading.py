@@ -53,6 +53,7 @@ def test_names_and_shapes_are_those_of_the_reference(golden):
 
 
 def test_unused_keys_and_values_of_the_hub_are_skipped(model, ids, tmp_path):
+    """Weights that nothing uses are not weights of the model (complaint transformers#45312)."""
     model.save_pretrained(tmp_path)
     extra = {
         f"model.language_model.layers.{layer}.self_attn.{name}.weight": torch.zeros(shape)

@@ -101,7 +101,7 @@ def gradients(model, tokens, **options):
 
 
 def test_gradients_are_the_same_with_cache_without_and_recomputed(text_model, ids):
-    """Layers that share keys: other programs lose these gradients when they recompute, or train without a cache."""
+    """Complaints transformers#45242 and #45312, unsloth-zoo#813 and #1275: shared keys went missing without a cache."""
     model, tokens = text_model().train(), ids()
     plain = gradients(model, tokens, use_cache=False)
     assert all(gradient.abs().max() > 0 for gradient in plain.values())

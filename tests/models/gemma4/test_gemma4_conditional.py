@@ -143,6 +143,8 @@ def test_marks_and_media_must_agree(case):
             call(**silent)
     with pytest.raises(ShapeError, match="counts 3 frames, but pixel_values_videos holds 2"):
         model(**{**inputs, "num_frames_per_video": torch.tensor([3])})
+    with pytest.raises(InputError, match="num_frames_per_video was not passed"):
+        model(**{**inputs, "num_frames_per_video": None})
     with pytest.raises(InputError, match="image_position_ids were not passed"):
         model.get_image_features(inputs["pixel_values"])
     with pytest.raises(ShapeError, match="pass exactly one of the two"):
@@ -258,3 +260,17 @@ def test_low_precision_gives_numbers(case, dtype):
     assert found.isfinite().all()
     real = inputs["attention_mask"].bool()
     assert (found - wanted)[real].abs().mean() < 0.3 * wanted[real].abs().mean()
+
+
+@pytest.mark.parametrize("kind", ["per-layer", "unified"])
+def test_processes_never_wait_for_towers_that_had_nothing_to_do(tiny, kind, monkeypatch):
+    model = tiny.unified() if kind == "unified" else tiny.whole(kind)
+    ids = tiny.tokens(2, 12) % 80 + 1
+    wanted = model(ids, labels=ids).loss
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    model.train()
+    loss = model(ids, labels=ids).loss
+    assert torch.equal(loss, wanted)
+    loss.backward()
+    assert [name for name, weight in model.named_parameters() if weight.grad is None] == []
+    assert all(not weight.grad.any() for name, weight in model.named_parameters() if "_tower" in name)

@@ -49,7 +49,13 @@ class View:
 
 
 class Gemma3nPreTrainedModel(PreTrainedModel):
-    """What all Gemma 3n models share."""
+    """What all Gemma 3n models share.
+
+    `from_pretrained` takes two more arguments. `per_layer_embeddings` says where the table of per-layer embeddings,
+    half of E2B's weights, is kept: "device" (beside the model), "cpu" (in the computer's memory) or "disk" (mapped, so
+    that only rows of tokens that occur are read); away from the device it is not trained. `modalities` names what
+    the model is to take in, ("text", "audio") for one without the tower of pictures, whose weights are not read.
+    """
 
     base_model_prefix: ClassVar[str] = "model"
     no_split_modules: ClassVar[tuple[str, ...]] = ("Gemma3nTextDecoderLayer",)

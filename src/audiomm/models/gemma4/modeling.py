@@ -124,14 +124,19 @@ class Gemma4Model(Gemma4PreTrainedModel):
         Args:
             pixel_values_videos: (frames of all videos, patches, patch values).
             video_position_ids: (frames, patches, 2).
-            num_frames_per_video: (videos,); None is one video.
+            num_frames_per_video: (videos,).
 
         Returns:
             pooler_output: one (tokens, width) tensor a video.
         """
+        if num_frames_per_video is None:
+            raise InputError(
+                "num_frames_per_video was not passed: it tells which frames of pixel_values_videos belong to one video; "
+                "the video processor returns it."
+            )
         output = self.get_image_features(pixel_values_videos, video_position_ids, **flags)
         frames = output.pooler_output or ()
-        counts = [len(frames)] if num_frames_per_video is None else torch.as_tensor(num_frames_per_video).tolist()
+        counts = torch.as_tensor(num_frames_per_video).tolist()
         if sum(counts) != len(frames):
             raise ShapeError(
                 f"num_frames_per_video={counts} counts {sum(counts)} frames, but pixel_values_videos holds "
@@ -252,6 +257,20 @@ class Gemma4Model(Gemma4PreTrainedModel):
             embeddings, ids if has_table else None, per_layer_inputs, self._blocks(mm_token_type_ids)
         ), features
 
+    def _reach(self, embeddings: Tensor, features: dict[str, list[Tensor]]) -> Tensor:
+        """The same embeddings; in distributed training they depend, times nothing, on towers that had nothing to do.
+
+        Processes wait for the gradient of every weight, and a batch of text alone would let them wait for ever.
+        """
+        if not (self.training and torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return embeddings
+        idle = [] if {"image", "video"} & features.keys() else ["vision_tower", "embed_vision"]
+        idle += [] if "audio" in features else ["audio_tower", "embed_audio"]
+        for part in filter(None, (getattr(self, name, None) for name in idle)):
+            for weight in part.parameters():
+                embeddings = embeddings + 0.0 * weight.flatten()[0].to(embeddings)
+        return embeddings
+
     def _blocks(self, types: Tensor | None) -> Tensor | None:
         """(rows, tokens) bool: tokens of pictures, where these see each other."""
         if types is None or self.config.text_config.use_bidirectional_attention != "vision":
@@ -313,7 +332,7 @@ class Gemma4Model(Gemma4PreTrainedModel):
         if prompt.ids is not None:
             prompt.per_layer = self.language_model.get_per_layer_inputs(prompt.ids)
         decoded = self.language_model(
-            inputs_embeds=prompt.embeddings,
+            inputs_embeds=self._reach(prompt.embeddings, features),
             per_layer_inputs=prompt.per_layer,
             attention_mask=attention_mask,
             position_ids=position_ids,
