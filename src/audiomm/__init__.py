@@ -144,6 +144,7 @@ _PUBLIC = {
         "PromptedSpeechRecognitionPipeline",
         "pipeline",
     ),
+    "pipelines.live": ("LiveTranscriber", "LiveUpdate"),
     "pipelines.transcribe": ("transcribe",),
     "presets": ("Gemma3nAudioConverter", "Gemma3nBackbone", "Gemma4Backbone", "WhisperBackbone"),
     "training": (

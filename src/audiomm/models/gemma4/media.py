@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ...base.outputs import ModelOutput
 from ...layers.norm import RMSNorm
+from .text import Pair
 
 #: Kind of media -> argument that brings it.
 ARGUMENTS = {"image": "pixel_values", "video": "pixel_values_videos", "audio": "input_features"}
@@ -30,6 +31,20 @@ class Gemma4FeatureOutput(ModelOutput):
     pooler_output: tuple[Tensor, ...] | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class Gemma4ModelOutput(ModelOutput):
+    """States of the text stack, and the features put in the place of the media's marks; see Gemma4CausalLMOutput."""
+
+    last_hidden_state: Tensor | None = None
+    past_key_values: Any = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    image_hidden_states: Tensor | None = None
+    audio_hidden_states: Tensor | None = None
+    shared_kv_states: dict[str, Pair] | None = None
+    router_logits: tuple[Tensor, ...] | None = None
 
 
 class Gemma4MultimodalEmbedder(nn.Module):

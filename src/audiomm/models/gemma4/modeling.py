@@ -6,7 +6,6 @@ videos and clips replace the embeddings of their marks, in order, counted row by
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +13,6 @@ from torch import Tensor, nn
 
 from ...base.config import PreTrainedConfig
 from ...base.errors import InputError, ShapeError
-from ...base.outputs import ModelOutput
 from ...generation import GenerationConfig
 from ...layers.cache import Cache
 from ...layers.merge import place_features, refuse_empty_places
@@ -22,26 +20,12 @@ from .audio import Gemma4AudioModel, Gemma4AudioModelOutput
 from .config import Gemma4Config
 from .heads import Gemma4CausalLMOutput, Gemma4WithTokenHead, Prompt, kept_columns
 from .media import ARGUMENTS, Gemma4FeatureOutput, Gemma4MultimodalEmbedder, Media, feature_items, hidden_features
-from .text import Gemma4PreTrainedModel, Gemma4TextModel, Pair
+from .text import Gemma4PreTrainedModel, Gemma4TextModel
 from .vision import Gemma4VisionModel
 from .weights import UNUSED, WHOLE_NAMES
 
 #: Values of mm_token_type_ids.
 IMAGE_TYPE, VIDEO_TYPE = 1, 2
-
-
-@dataclass
-class Gemma4ModelOutput(ModelOutput):
-    """States of the text stack, and the features put in the place of the media's marks; see Gemma4CausalLMOutput."""
-
-    last_hidden_state: Tensor | None = None
-    past_key_values: Any = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-    image_hidden_states: Tensor | None = None
-    audio_hidden_states: Tensor | None = None
-    shared_kv_states: dict[str, Pair] | None = None
-    router_logits: tuple[Tensor, ...] | None = None
 
 
 class Gemma4Model(Gemma4PreTrainedModel):
@@ -131,8 +115,8 @@ class Gemma4Model(Gemma4PreTrainedModel):
         """
         if num_frames_per_video is None:
             raise InputError(
-                "num_frames_per_video was not passed: it tells which frames of pixel_values_videos belong to one video; "
-                "the video processor returns it."
+                "num_frames_per_video was not passed: it tells which frames of pixel_values_videos belong to one "
+                "video; the video processor returns it."
             )
         output = self.get_image_features(pixel_values_videos, video_position_ids, **flags)
         frames = output.pooler_output or ()
