@@ -498,9 +498,7 @@ def test_batches_shrink_until_they_fit(make_trainer: Any, tones: Any) -> None:
                 raise RuntimeError("CUDA out of memory.")
             return super().training_step(model, inputs, *more)
 
-    trainer = make_trainer(
-        trainer_class=TooBig, auto_find_batch_size=True, per_device_train_batch_size=16, max_steps=2
-    )
+    trainer = make_trainer(trainer_class=TooBig, auto_find_batch_size=True, per_device_train_batch_size=16, max_steps=2)
     assert trainer.train().global_step == 2
     assert sizes[:2] == [16, 8] or sizes[0] == 16
     assert sizes[-1] <= 4

@@ -57,12 +57,59 @@ def add_listen(commands: _Commands[argparse.ArgumentParser]) -> None:
     command.add_argument("--beam_size", type=_positive, default=1, help="beams of the search; 1 is greedy (default: 1)")
 
 
+def add_evaluate(commands: _Commands[argparse.ArgumentParser]) -> None:
+    """The command that measures a model."""
+    command = commands.add_parser(
+        "evaluate",
+        help="word error rate of a model on recordings whose text is known",
+        description="Transcribe recordings and compare with their texts. Needs jiwer: pip install 'audiomm[eval]'.",
+    )
+    command.set_defaults(module="evaluate", usage_error=command.error)
+    command.add_argument("model", metavar="MODEL", help="a folder, a hub id, or OpenAI's short name of one")
+    command.add_argument(
+        "data", metavar="DATA",
+        help="a folder of recordings with a .txt or .json (key text) beside each, or a .jsonl, .tsv or .csv file with "
+        "the columns path (or audio) and text",
+    )  # fmt: skip
+    command.add_argument("--language", help="language spoken, as a code or an English name; detected when left out")
+    command.add_argument("--task", choices=("transcribe", "translate"), default="transcribe")
+    command.add_argument(
+        "--normalizer", choices=("auto", "english", "basic", "none"), default="auto",
+        help="how texts are evened out; auto is Whisper's English one for --language en or an English model, else its "
+        "basic one",
+    )  # fmt: skip
+    command.add_argument("--batch_size", type=_positive, default=8, help="recordings heard side by side (default: 8)")
+    command.add_argument("--beam_size", type=_positive, default=1, help="beams of the search; 1 is greedy (default: 1)")
+    command.add_argument("--worst", type=int, default=5, metavar="N", help="show so many bad utterances (default: 5)")
+    command.add_argument("--output", metavar="FILE", help="write all utterances and the rates as JSON")
+    _add_loading(command)
+
+
+def add_plot(commands: _Commands[argparse.ArgumentParser]) -> None:
+    """The command that draws a training run."""
+    command = commands.add_parser(
+        "plot",
+        help="curves of a training run: loss, learning rate, error rates",
+        description="Draw log.jsonl of a run of the Trainer. Needs matplotlib: pip install 'audiomm[plot]'.",
+    )
+    command.set_defaults(module="plot", usage_error=command.error)
+    command.add_argument("run", metavar="RUN", help="the output_dir of the run, a checkpoint in it, or its log.jsonl")
+    command.add_argument(
+        "-o", "--output", metavar="FILE",
+        help="a .png or .html file, or a name for both; curves in the folder of the run when left out",
+    )  # fmt: skip
+
+
 def _add_model(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--model",
         default=DEFAULT_MODEL,
         help="a folder, a hub id like openai/whisper-large-v3-turbo, or OpenAI's short name of one, like turbo",
     )
+    _add_loading(command)
+
+
+def _add_loading(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model_dir", help="folder that downloaded models are kept in; the hub's own when left out")
     command.add_argument("--revision", help="branch, tag or commit of the model on the hub")
     command.add_argument(

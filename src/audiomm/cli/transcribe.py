@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     failed = 0
     for batch in batched(iter(zip(arguments.audio, names, strict=True)), arguments.batch_size):
         sources = [piped if path == "-" else path for path, _ in batch]
-        for (path, name), result in zip(batch, _transcribe(pipe, sources, call), strict=True):
+        for (path, name), result in zip(batch, transcripts(pipe, sources, call), strict=True):
             error: Exception | None
             if isinstance(result, Transcript):
                 error = _deliver(result, path, name, writer, options, arguments)
@@ -199,7 +199,7 @@ def _temperatures(first: float, step: float | None) -> float | tuple[float, ...]
     return tuple(round(first + index * step, 6) for index in range(max(count, 1)))
 
 
-def _transcribe(pipe: Any, sources: list[str | bytes], call: dict[str, Any]) -> Iterator[Transcript | Exception]:
+def transcripts(pipe: Any, sources: list[str | bytes], call: dict[str, Any]) -> Iterator[Transcript | Exception]:
     """A transcript for each path or file content, or the error that kept it from being one."""
     if len(sources) > 1:
         try:

