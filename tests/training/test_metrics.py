@@ -50,7 +50,7 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
         texts = [" ".join("x" if bad else "a" for bad in row) for row in wrong]
         low, high = error_rate(["a a a a a"] * 60, texts).interval(rounds=200, seed=seed)
         covered += low <= 0.2 <= high
-    assert 34 <= covered, covered
+    assert covered >= 34, covered
     perfect = error_rate(["a"] * 5, ["a"] * 5)
     assert perfect.interval() == (0, 0)
 

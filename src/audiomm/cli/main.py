@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..base.errors import AudiommError
-from .flags import add_chat, add_listen, add_slice, add_transcribe
+from .flags import add_chat, add_evaluate, add_listen, add_plot, add_slice, add_transcribe
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,6 +55,8 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     add_transcribe(commands)
     add_listen(commands)
+    add_evaluate(commands)
+    add_plot(commands)
     info = commands.add_parser("info", help="what a model is, without loading its weights")
     info.add_argument("model", metavar="MODEL", help="a folder or a hub id")
     info.add_argument("--revision", help="branch, tag or commit on the hub")

@@ -5,7 +5,6 @@ Labels of what is not to be learnt are -100.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -211,7 +210,8 @@ class DataCollatorForCausalLM:
         """
         write = self.processor.apply_chat_template
         text, prompt = write(messages), write(messages[:-1], add_generation_prompt=True)
-        answer = len(text) - len(os.path.commonprefix([text, prompt]))
+        shared = next((place for place, (a, b) in enumerate(zip(text, prompt, strict=False)) if a != b), len(prompt))
+        answer = len(text) - shared
         ends = [end for _, end in encoding.offsets]
         return next((place for place, end in enumerate(ends) if end > max(ends) - answer), len(ends))
 

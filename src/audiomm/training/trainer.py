@@ -400,7 +400,8 @@ class Trainer(Evaluating, Saving):
             return False
         if key not in metrics:
             raise ConfigError(
-                f"metric_for_best_model={self.args.metric_for_best_model!r}: the evaluation gave {', '.join(sorted(metrics))}; name one of them."
+                f"metric_for_best_model={self.args.metric_for_best_model!r}: the evaluation gave "
+                f"{', '.join(sorted(metrics))}; name one of them."
             )
         value, best = metrics[key], self.state.best_metric
         is_better = best is None or (value > best if self.args.greater_is_better else value < best)
