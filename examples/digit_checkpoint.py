@@ -116,6 +116,7 @@ def save_model(state: dict[str, Tensor], folder: Path) -> None:
         config.pop(key, None)
     generation = {
         "alignment_heads": [list(place) for place in GUIDED if place[0] == 2],
+        "alignment_with_timestamps": True,
         "begin_suppress_tokens": None,
         "bos_token_id": EOT,
         "decoder_start_token_id": SOT,

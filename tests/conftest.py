@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -22,6 +24,23 @@ def golden() -> Path:
     if not GOLDEN.is_dir():
         pytest.skip("the reference cases are not at hand")
     return GOLDEN
+
+
+@pytest.fixture(scope="session")
+def gemmas() -> ModuleType:
+    """Makers of tiny Gemmas with their processors, and media for them; see tiny_gemmas.py."""
+    spec = importlib.util.spec_from_file_location("tiny_gemmas", Path(__file__).parent / "tiny_gemmas.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def gemma_folders(gemmas: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """{family: folder with a tiny model and its processor}."""
+    return {family: gemmas.save(family, tmp_path_factory.mktemp(family)) for family in gemmas.FAMILIES}
 
 
 @pytest.fixture

@@ -40,7 +40,8 @@ def test_the_names_of_all_three_families_are_known() -> None:
     assert hub_id_of("gemma4_instruct_26b_a4b") == "google/gemma-4-26B-A4B-it"
     assert hub_id_of("gemma4_31b", ("gemma4",)) == "google/gemma-4-31B"
     assert hub_id_of("hf://openai/whisper-base") == "openai/whisper-base"
-    assert len(PRESETS) == 22
+    assert hub_id_of("gemma4_instruct_4b_assistant") == "google/gemma-4-E4B-it-assistant"
+    assert len(PRESETS) == 26
 
 
 def test_a_class_lists_the_presets_of_its_family() -> None:

@@ -32,12 +32,16 @@ __all__ = [
     "Gemma3nAudioConverter",
     "Gemma3nBackbone",
     "Gemma3nCausalLM",
+    "Gemma3nImageConverter",
     "Gemma3nTokenizer",
+    "Gemma4AssistantCausalLM",
     "Gemma4AudioConverter",
     "Gemma4Backbone",
     "Gemma4CausalLM",
     "Gemma4CausalLMPreprocessor",
+    "Gemma4ImageConverter",
     "Gemma4Tokenizer",
+    "Gemma4VideoConverter",
     "ImageConverter",
     "Tokenizer",
     "VideoConverter",
@@ -126,6 +130,12 @@ class Gemma3nCausalLM(CausalLM):
     families = ("gemma3n",)
 
 
+class Gemma3nImageConverter(ImageConverter):
+    """The image processor of Gemma 3n."""
+
+    families = ("gemma3n",)
+
+
 class Gemma3nTokenizer(Tokenizer):
     """The tokenizer of Gemma 3n."""
 
@@ -142,6 +152,20 @@ class Gemma4CausalLM(CausalLM):
     """Gemma 4."""
 
     families = ("gemma4",)
+
+
+class Gemma4AssistantCausalLM(Gemma4CausalLM):
+    """A drafter of Gemma 4."""
+
+
+class Gemma4ImageConverter(ImageConverter):
+    """The image processor of Gemma 4."""
+
+    families = ("gemma4",)
+
+
+class Gemma4VideoConverter(VideoConverter):
+    """The video processor of Gemma 4."""
 
 
 class Gemma4Tokenizer(Tokenizer):

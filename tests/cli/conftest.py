@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,19 +26,20 @@ class FakePipeline:
         self.model = SimpleNamespace(
             generation_config=SimpleNamespace(is_multilingual=multilingual), config=SimpleNamespace(vocab_size=51865)
         )
+        self.feature_extractor = SimpleNamespace(sampling_rate=RATE)
         self.tokenizer = SimpleNamespace(timestamp_begin=100, decode=lambda tokens, **_: "".join(map(chr, tokens)))
         self.calls: list[tuple[Any, dict[str, Any]]] = []
         self.loaded_with: dict[str, Any] = {}
 
     def transcribe(self, inputs: Any, **kwargs: Any) -> Any:
         self.calls.append((inputs, kwargs))
-        if isinstance(inputs, list):
-            return [self._one(path, kwargs) for path in inputs]
+        if isinstance(inputs, Iterator):
+            return (replace(self._one(one["array"], kwargs), extra={"number": one["number"]}) for one in inputs)
         return self._one(inputs, kwargs)
 
     @staticmethod
-    def _one(path: str, kwargs: dict[str, Any]) -> Transcript:
-        duration = len(load_audio(path)) / RATE
+    def _one(audio: Any, kwargs: dict[str, Any]) -> Transcript:
+        duration = len(load_audio(audio)) / RATE
         words = (Word(" Grüße", 0.5, duration),) if kwargs["return_timestamps"] == "word" else None
         return Transcript(" Grüße", (Segment(" Grüße", 0.5, duration, words=words),), "de", duration)
 

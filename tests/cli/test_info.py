@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from audiomm.cli.main import main
+from audiomm.models.gemma4 import Gemma4Config
 from audiomm.models.whisper import WhisperConfig, WhisperForConditionalGeneration
 
 
@@ -51,6 +52,28 @@ def test_a_folder_without_weights_still_has_a_size(folder: Path, capsys: pytest.
     (folder / "model.safetensors").unlink()
     assert main(["info", str(folder)]) == 0
     assert facts(capsys.readouterr().out)["weights"] == "not on this machine"
+
+
+def test_a_gemma_tells_its_parts_before_anything_is_downloaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = {
+        "num_hidden_layers": 4, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "head_dim": 8,
+        "num_key_value_heads": 2, "global_head_dim": 16, "vocab_size": 96, "vocab_size_per_layer_input": 96,
+        "hidden_size_per_layer_input": 8, "num_kv_shared_layers": 2, "sliding_window": 6,
+        "layer_types": ["sliding_attention", "full_attention"] * 2, "max_position_embeddings": 100,
+        "enable_moe_block": True, "num_experts": 5, "top_k_experts": 2, "moe_intermediate_size": 16,
+    }  # fmt: skip
+    Gemma4Config(text_config=text, vision_config={"hidden_size": 24, "num_hidden_layers": 1}).save_pretrained(tmp_path)
+    assert main(["info", str(tmp_path)]) == 0
+    found = facts(capsys.readouterr().out)
+    assert found["num_hidden_layers"] == "4" and found["num_experts"] == "5" and found["sliding_window"] == "6"
+    assert found["weights"] == "not on this machine"
+    assert found["in per-layer embeddings"].startswith(f"{96 * 4 * 8:,}, 12.0 KiB in float32, 6.0 KiB in bfloat16")
+    assert found["in experts"].startswith(f"{4 * 5 * 3 * 16 * 32:,}, ")
+    assert "in pictures" in found and "in sound" not in found
+    # Two layers have keys of their own: a window of 6 with 2 heads of 8, and all 100 with 2 heads of 16.
+    assert found["cache float32"] == f"{2 * 2 * (6 * 8 + 100 * 16) * 4 / 2**10:.1f} KiB for one sequence"
 
 
 @pytest.mark.parametrize(

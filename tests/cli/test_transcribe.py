@@ -167,8 +167,28 @@ def test_batches_go_through_the_model_together(fake: Any, wav: str, make_wav_fil
     other = make_wav_file("other.wav")
     assert main(["transcribe", wav, other, "--batch_size", "2"]) == 0
     ((inputs, kwargs),) = fake.calls
-    assert inputs == [wav, other]
     assert kwargs["batch_size"] == 2
+    # All files go to the pipeline in one stream, not two by two.
+    assert main(["transcribe", wav, other, wav, other, wav, "--batch_size", "2"]) == 0
+    assert len(fake.calls) == 2
+
+
+def test_when_the_model_fails_on_a_batch_every_file_is_tried_alone(
+    fake: Any, wav: str, make_wav_file: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hear, heard = fake._one, []
+
+    def fail(audio: Any, kwargs: dict[str, Any]) -> Any:
+        heard.append(audio)
+        if len(heard) == 2:
+            raise RuntimeError("out of memory")
+        return hear(audio, kwargs)
+
+    monkeypatch.setattr(fake, "_one", fail)
+    files = [wav, make_wav_file("b.wav"), make_wav_file("c.wav")]
+    assert main(["transcribe", *files, "--batch_size", "3"]) == 0
+    assert capsys.readouterr().out.count("Grüße") == 3
+    assert heard[2:] == files[1:]
 
 
 def test_flags_reach_the_model(fake: Any, wav: str) -> None:
@@ -183,12 +203,15 @@ def test_flags_reach_the_model(fake: Any, wav: str) -> None:
         "return_timestamps": True,
         "allow_urls": True,
     }
-    assert generate_kwargs(fake) == {
+    given = generate_kwargs(fake)
+    assert given.pop("text_of")([72]) == "H"
+    assert given == {
         "language": "de",
         "task": "translate",
         "num_beams": 3,
         "temperature": (0.0, 0.4, 0.8),
         "compression_ratio_threshold": 2.0,
+        "logprob_threshold": "off",
         "no_speech_threshold": 0.5,
         "condition_on_prev_tokens": False,
         "max_new_tokens": 9,
@@ -223,7 +246,22 @@ def test_repetition_is_measured_on_the_text(fake: Any, wav: str) -> None:
     assert main(["transcribe", wav]) == 0
     assert fake.calls[0][1]["generate_kwargs"]["text_of"]([72, 73, 130, 200]) == "HI"
     assert main(["transcribe", wav, "--compression_ratio_threshold", "None"]) == 0
-    assert "text_of" not in fake.calls[1][1]["generate_kwargs"]
+    assert fake.calls[1][1]["generate_kwargs"]["compression_ratio_threshold"] == "off"
+
+
+def test_checks_left_out_are_the_models_own_or_openais(fake: Any, wav: str) -> None:
+    def checks(*flags: str) -> list[Any]:
+        assert main(["transcribe", wav, *flags]) == 0
+        given = fake.calls[-1][1]["generate_kwargs"]
+        names = ("compression_ratio_threshold", "logprob_threshold", "no_speech_threshold", "condition_on_prev_tokens")
+        return [given[name] for name in names]
+
+    assert checks() == [2.4, -1.0, 0.6, True]
+    assert checks("--batch_size", "2") == [2.4, -1.0, 0.6, False]
+    fake.model.generation_config.condition_on_prev_tokens = False
+    fake.model.generation_config.compression_ratio_threshold = 9.0
+    assert checks() == [9.0, -1.0, 0.6, False]
+    assert checks("--condition_on_previous_text", "True") == [9.0, -1.0, 0.6, True]
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,13 @@ the model can be wrong without the answers changing.
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -60,15 +63,70 @@ GENERATION = {
 }
 
 
+#: Kernels of torchvision, which builds for other devices lack beside torch's for the CPU; none of them is used here.
+KERNELS = ("nms", "qnms", "roi_align", "_roi_align_backward", "ps_roi_align", "_ps_roi_align_backward", "roi_pool",
+           "_roi_pool_backward", "ps_roi_pool", "_ps_roi_pool_backward", "deform_conv2d",
+           "_deform_conv2d_backward")  # fmt: skip
+#: What timm imports of torchvision, and does not use in its MobileNetV5.
+UNUSED = ("torchvision", "torchvision.ops", "torchvision.ops.misc", "torchvision.models", "torchvision.datasets",
+          "torchvision.models.feature_extraction", "torchvision.transforms",
+          "torchvision.transforms.functional")  # fmt: skip
+
+
+def has(package: str) -> bool:
+    """Whether a package is installed."""
+    return importlib.util.find_spec(package) is not None
+
+
 @pytest.fixture(scope="session")
-def reference() -> Any:
+def torchvision() -> Any:
+    """torchvision, with the names of its kernels where it has none; None where it is not installed."""
+    if not has("torchvision"):
+        return None
+    try:
+        return importlib.import_module("torchvision")
+    except RuntimeError:
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        library = torch.library.Library("torchvision", "DEF")
+        for name in KERNELS:
+            library.define(f"{name}(Tensor input) -> Tensor")
+        module = importlib.import_module("torchvision")
+        module.kernel_names = library  # kept alive
+        return module
+
+
+@pytest.fixture(scope="session")
+def reference(torchvision: Any) -> Any:
     """The reference package; without it the test is skipped."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         module = pytest.importorskip("transformers")
+        if torchvision is None and has("timm"):
+            _use_timm_alone(module)
         module.utils.logging.set_verbosity_error()
         module.utils.logging.disable_progress_bar()
     return module
+
+
+def _use_timm_alone(reference: Any) -> None:
+    """Let the reference build its MobileNetV5 where there is no torchvision."""
+    # For as long as the import takes: the reference is to know that there is none.
+    sys.modules.update({name: MagicMock() for name in UNUSED})
+    try:
+        importlib.import_module("timm")
+    finally:
+        for name in UNUSED:
+            del sys.modules[name]
+    for place in (reference.utils, reference.utils.import_utils):
+        place.is_timm_available = lambda: True
+    reference.utils.import_utils.BACKENDS_MAPPING["timm"] = (lambda: True, "")
+
+
+@pytest.fixture(scope="session")
+def timm(reference: Any) -> Any:
+    """timm, which has the reference's MobileNetV5; without it the test is skipped."""
+    return pytest.importorskip("timm")
 
 
 @pytest.fixture

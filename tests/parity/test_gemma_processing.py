@@ -36,10 +36,10 @@ def processors(request: Any, reference: Any, golden: Path) -> tuple[str, Any, An
     ours, name = FAMILIES[request.param]
     folder = golden / request.param / "processor" / "checkpoint"
     try:
-        theirs = getattr(reference, name)
+        theirs = getattr(reference, name).from_pretrained(folder)
     except ImportError as error:
         pytest.skip(f"the reference cannot make a {name} here: {error}")
-    return request.param, theirs.from_pretrained(folder), ours.from_pretrained(folder)
+    return request.param, theirs, ours.from_pretrained(folder)
 
 
 def text(choose: random.Random, most: int = 6) -> str:

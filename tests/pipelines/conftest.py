@@ -95,6 +95,21 @@ class FakeModel(nn.Module):
         sequences = torch.tensor([row + [0] * (longest - len(row)) for row in tokens])
         return {"sequences": sequences, "segments": segments, "languages": ["fr"] * features.shape[0]}
 
+    def stream_recordings(
+        self, features: Any, attention_mask: torch.Tensor, more: Any, batch_size: int, **kwargs: Any
+    ) -> Any:
+        """As generate() for as many recordings as there is room for, then for the next ones."""
+        done = 0
+        while done < features.shape[0]:
+            while features.shape[0] - done < batch_size and more() is not None:
+                pass
+            lengths = torch.tensor([len(clip) // 160 for clip in features.clips[done:]])
+            rows = torch.cat([features[row : row + 1, :, :] for row in range(done, features.shape[0])])
+            found = self.generate(rows, torch.arange(rows.shape[2])[None] < lengths[:, None], **kwargs)
+            for place, segments in enumerate(found["segments"]):
+                yield done + place, {"segments": segments, "language": found["languages"][place]}
+            done += len(rows)
+
     @staticmethod
     def _sounds(row: torch.Tensor) -> list[int]:
         seconds = row[: len(row) // 100 * 100].reshape(-1, 100).amax(dim=1)

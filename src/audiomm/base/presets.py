@@ -38,6 +38,10 @@ PRESETS: dict[str, tuple[str, str, str]] = {
     "gemma4_instruct_26b_a4b": ("gemma4", "google/gemma-4-26B-A4B-it", "30 layers, 128 experts, follows instructions"),
     "gemma4_31b": ("gemma4", "google/gemma-4-31B", "60 layers, text, pictures and video"),
     "gemma4_instruct_31b": ("gemma4", "google/gemma-4-31B-it", "60 layers, follows instructions"),
+    "gemma4_instruct_2b_assistant": ("gemma4", "google/gemma-4-E2B-it-assistant", "4 layers, drafts for E2B"),
+    "gemma4_instruct_4b_assistant": ("gemma4", "google/gemma-4-E4B-it-assistant", "4 layers, drafts for E4B"),
+    "gemma4_instruct_26b_a4b_assistant": ("gemma4", "google/gemma-4-26B-A4B-it-assistant", "4 layers, drafts for 26B"),
+    "gemma4_instruct_31b_assistant": ("gemma4", "google/gemma-4-31B-it-assistant", "4 layers, drafts for 31B"),
 }
 
 _PREFIXES = ("hf://",)

@@ -95,6 +95,7 @@ class Transcript:
         duration_seconds: Length of the audio.
         timestamps: The times that were asked for: False, True (segments) or "word".
         extra: Keys that came with the input and go out with the result.
+        alternatives: The next likely transcripts, the best one first, where several were asked for.
     """
 
     text: str
@@ -103,6 +104,7 @@ class Transcript:
     duration_seconds: float = 0.0
     timestamps: Timestamps = False
     extra: dict[str, Any] = field(default_factory=dict)
+    alternatives: tuple[Transcript, ...] = ()
 
     @property
     def words(self) -> tuple[Word, ...]:
@@ -125,7 +127,8 @@ class Transcript:
 
         Returns:
             "text"; with times or languages "chunks", a list of {"text", "timestamp": (start, end)[, "language"]};
-            and the keys that came with the input, each a list of one value.
+            "alternatives", a list of such dicts, where there are some; and the keys that came with the input, each a
+            list of one value.
         """
         names = language_names or {}
         result: dict[str, Any] = {"text": self.text}
@@ -140,6 +143,11 @@ class Transcript:
             result["segments"] = [segment.to_dict(number) for number, segment in enumerate(self.segments)]
             result["language"] = self.language
             result["duration"] = self.duration_seconds
+        if self.alternatives:
+            options = {
+                "return_language": return_language, "return_segments": return_segments, "language_names": language_names,
+            }  # fmt: skip
+            result["alternatives"] = [one.to_dict(**options) for one in self.alternatives]
         for name, value in self.extra.items():
             result.setdefault(name, [value])
         return result

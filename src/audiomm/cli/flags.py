@@ -6,6 +6,7 @@ Those of `audiomm transcribe` that openai-whisper knows are called as there, and
 from __future__ import annotations
 
 import argparse
+from typing import Literal
 
 OUTPUT_FORMATS = ("txt", "vtt", "srt", "tsv", "json", "all")
 DEFAULT_MODEL = "audiomm/whisper-digits"
@@ -178,18 +179,23 @@ def _add_decoding(command: argparse.ArgumentParser) -> None:
     decoding.add_argument("--suppress_tokens", default="-1", metavar="IDS", help="never written; -1 is the model's own")
     decoding.add_argument("--max_new_tokens", type=_positive, help="most tokens of a window")
     decoding.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default: 0)")
+    decoding.add_argument(
+        "--temperature_increment_on_fallback", type=_optional_float, default=0.2, metavar="NUMBER",
+        help="how much warmer, up to 1 (default: 0.2)",
+    )  # fmt: skip
     checks: dict[str, tuple[float, str]] = {
-        "temperature_increment_on_fallback": (0.2, "how much warmer, up to 1"),
         "compression_ratio_threshold": (2.4, "repeats itself: its text compresses better than this"),
         "logprob_threshold": (-1.0, "unsure: its tokens are less likely than this, on average"),
         "no_speech_threshold": (0.6, "silent, if it is unsure as well: no speech is likelier than this"),
     }
     for name, (default, meaning) in checks.items():
-        text = f"{meaning} (default: {default})"
-        decoding.add_argument(f"--{name}", type=_optional_float, default=default, metavar="NUMBER", help=text)
+        text = f"{meaning} (default: the model's own, {default} where it has none)"
+        decoding.add_argument(f"--{name}", type=_threshold, metavar="NUMBER", help=text)
     decoding.add_argument(
-        "--condition_on_previous_text", type=_boolean, metavar="BOOL", help="begin a window with the text before it"
-    )
+        "--condition_on_previous_text", type=_boolean, metavar="BOOL",
+        help="begin a window with the text before it (default: the model's own, True where it has none; False where "
+        "--batch_size hears windows of one file side by side)",
+    )  # fmt: skip
     decoding.add_argument(
         "--hallucination_silence_threshold", type=_optional_float, metavar="SECONDS",
         help="leave out words that look imagined with so much silence around them (needs words)",
@@ -217,6 +223,11 @@ def _threads(text: str) -> int:
 
 def _optional_float(text: str) -> float | None:
     return None if text == "None" else float(text)
+
+
+def _threshold(text: str) -> float | Literal["None"]:
+    """A number, or the word that switches a check off; flags that are left out are None."""
+    return "None" if text == "None" else float(text)
 
 
 def add_chat(commands: _Commands[argparse.ArgumentParser]) -> None:

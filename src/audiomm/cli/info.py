@@ -30,7 +30,22 @@ _SIZES = (
     "num_mel_bins",
     "max_source_positions",
     "max_target_positions",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "num_experts",
+    "top_k_experts",
+    "num_kv_shared_layers",
+    "sliding_window",
+    "max_position_embeddings",
 )
+#: Parts whose weights may be left out or kept off the GPU, by what stands in their names.
+_PARTS = {
+    "per-layer embeddings": ("embed_tokens_per_layer.",),
+    "experts": (".experts.",),
+    "pictures": ("vision_tower.", "embed_vision."),
+    "sound": ("audio_tower.", "embed_audio."),
+}
 _DTYPES = {"float32": 4, "bfloat16 / float16": 2}
 
 
@@ -52,15 +67,18 @@ def facts(name: str, revision: str | None = None) -> list[tuple[str, str]]:
     model = _without_weights(config)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     found = [("model", name), ("architecture", type(model).__name__), ("model_type", config.model_type)]
-    mapped = set(config.attribute_map)
-    found += [(size, f"{getattr(config, size):,}") for size in _SIZES if hasattr(config, size) and size not in mapped]
+    text = config.get_text_config()
+    sizes = {size: getattr(text, size, None) for size in _SIZES if size not in text.attribute_map}
+    # A model without experts has None of them; other fields may hold a number for each layer.
+    found += [(size, f"{value:,}") for size, value in sizes.items() if isinstance(value, int)]
     found.append(("parameters", f"{parameters:,}"))
+    found += _parts(model)
     try:
         found += _stored(find_checkpoint(Source(name, revision=revision, local_files_only=True)))
     except CheckpointNotFoundError:
         found.append(("weights", "not on this machine"))
     found += [(f"memory {dtype}", f"{_bytes(parameters * size)} of weights") for dtype, size in _DTYPES.items()]
-    cache = sum(_cache_numbers(spec, config) for spec in model.cache_specs()) if hasattr(model, "cache_specs") else 0
+    cache = sum(_cache_numbers(spec, text) for spec in model.cache_specs()) if hasattr(model, "cache_specs") else 0
     if cache:
         found += [(f"cache {dtype}", f"{_bytes(cache * size)} for one sequence") for dtype, size in _DTYPES.items()]
     return found
@@ -75,6 +93,17 @@ def _without_weights(config: Any) -> Any:
         model = family.load(wanted)(config)
     model.tie_weights()
     return model
+
+
+def _parts(model: Any) -> list[tuple[str, str]]:
+    """How many of the parameters lie in parts of their own, and what they need."""
+    found = []
+    for part, marks in _PARTS.items():
+        count = sum(weight.numel() for name, weight in model.named_parameters() if any(mark in name for mark in marks))
+        if count:
+            needs = ", ".join(f"{_bytes(count * size)} in {dtype}" for dtype, size in _DTYPES.items())
+            found.append((f"  in {part}", f"{count:,}, {needs}"))
+    return found
 
 
 def _stored(checkpoint: Checkpoint) -> list[tuple[str, str]]:

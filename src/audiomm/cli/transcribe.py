@@ -9,6 +9,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +17,25 @@ from ..base.errors import InputError, MissingExtra, SaveError
 from ..base.hub import make_folder
 from ..base.transcript import Transcript
 from ..media.speech import SpeechFinder
+from ..models.whisper.face import openai_default
+from ..models.whisper.options import OFF
 from ..models.whisper.words import APPEND_PUNCTUATIONS, PREPEND_PUNCTUATIONS
 from ..pipelines import get_writer
-from ..pipelines.base import batched
-from ..pipelines.clips import clip_times
+from ..pipelines.clips import LOAD_OPTIONS, clip_times, read_clip
 from ..pipelines.writers import SubtitleOptions, Writer, format_timestamp, output_names
 from .models import check_model, language_and_task, load, printed
 
 logger = logging.getLogger("audiomm.cli")
 
 #: Flags that are called otherwise in `generate`.
-_GENERATE_NAMES = {"beam_size": "num_beams", "condition_on_previous_text": "condition_on_prev_tokens"}
+_GENERATE_NAMES = {"beam_size": "num_beams"}
 _GENERATE_FLAGS = (
     "beam_size",
-    "compression_ratio_threshold",
-    "logprob_threshold",
-    "no_speech_threshold",
-    "condition_on_previous_text",
     "hallucination_silence_threshold",
     "max_new_tokens",
 )
+#: Flags that a model's generation config may settle.
+_CHECKS = ("compression_ratio_threshold", "logprob_threshold", "no_speech_threshold")
 #: Flags that the pipeline takes under the same name, when they say something.
 _PIPELINE_FLAGS = ("initial_prompt", "carry_initial_prompt", "hotwords", "clip_timestamps", "vad_filter")
 #: Flags that say something about words.
@@ -64,18 +64,18 @@ def run(arguments: argparse.Namespace) -> int:
     if len(arguments.audio) == 1 and arguments.batch_size > 1:
         call["batch_size"] = arguments.batch_size
     failed = 0
-    for batch in batched(iter(zip(arguments.audio, names, strict=True)), arguments.batch_size):
-        sources = [piped if path == "-" else path for path, _ in batch]
-        for (path, name), result in zip(batch, transcripts(pipe, sources, call), strict=True):
-            error: Exception | None
-            if isinstance(result, Transcript):
-                error = _deliver(result, path, name, writer, options, arguments)
-            else:
-                error = result
-            if error is not None:
-                failed += 1
-                logger.debug("%s", path, exc_info=error)
-                print(f"audiomm: {path}: {_told(error, path)}", file=sys.stderr)
+    sources = [piped if path == "-" else path for path in arguments.audio]
+    results = transcripts(pipe, sources, call, arguments.batch_size)
+    for path, name, result in zip(arguments.audio, names, results, strict=True):
+        error: Exception | None
+        if isinstance(result, Transcript):
+            error = _deliver(result, path, name, writer, options, arguments)
+        else:
+            error = result
+        if error is not None:
+            failed += 1
+            logger.debug("%s", path, exc_info=error)
+            print(f"audiomm: {path}: {_told(error, path)}", file=sys.stderr)
     if failed and len(arguments.audio) > 1:
         print(f"audiomm: {failed} of {len(arguments.audio)} files failed", file=sys.stderr)
     return 1 if failed else 0
@@ -137,7 +137,7 @@ def _check_decoding(arguments: argparse.Namespace) -> None:
     words = [name for name in _WORD_FLAGS if getattr(arguments, name) is not None]
     if words and not arguments.word_timestamps:
         arguments.usage_error(f"--{words[0]} needs --word_timestamps True")
-    if arguments.batch_size > 1 and len(arguments.audio) == 1 and arguments.condition_on_previous_text:
+    if _is_side_by_side(arguments) and arguments.condition_on_previous_text:
         arguments.usage_error(
             "--condition_on_previous_text True goes window by window, and --batch_size for one file hears windows side "
             "by side; pass one of them"
@@ -161,9 +161,9 @@ def _generate_kwargs(arguments: argparse.Namespace, pipe: Any) -> dict[str, Any]
     kwargs["temperature"] = _temperatures(arguments.temperature, arguments.temperature_increment_on_fallback)
     if isinstance(kwargs["temperature"], tuple) or kwargs["temperature"] > 0:
         kwargs["best_of"] = arguments.best_of
-    if arguments.compression_ratio_threshold is not None:
-        # OpenAI's threshold is about text, not about the bytes of token ids.
-        kwargs["text_of"] = _text_of(pipe.tokenizer)
+    kwargs.update(_checks(arguments, pipe.model.generation_config))
+    # OpenAI's threshold is about text, not about the bytes of token ids.
+    kwargs["text_of"] = _text_of(pipe.tokenizer)
     if arguments.patience is not None or arguments.length_penalty is not None:
         kwargs["patience"] = arguments.patience or 1.0
         kwargs["google_length_penalty"] = arguments.length_penalty
@@ -178,6 +178,23 @@ def _generate_kwargs(arguments: argparse.Namespace, pipe: Any) -> dict[str, Any]
         )
     kwargs.update(language_and_task(arguments, pipe.model))
     return {name: value for name, value in kwargs.items() if value is not None}
+
+
+def _checks(arguments: argparse.Namespace, config: Any) -> dict[str, Any]:
+    """Thresholds and conditioning: what the flags say, else the model's own, else openai-whisper's defaults."""
+    given = {name: getattr(arguments, name) for name in _CHECKS}
+    given["condition_on_prev_tokens"] = arguments.condition_on_previous_text
+    if arguments.condition_on_previous_text is None and _is_side_by_side(arguments):
+        given["condition_on_prev_tokens"] = False
+    return {
+        name: OFF if value == "None" else openai_default(config, name) if value is None else value
+        for name, value in given.items()
+    }
+
+
+def _is_side_by_side(arguments: argparse.Namespace) -> bool:
+    """Windows of one file are heard independently of each other."""
+    return arguments.batch_size > 1 and len(arguments.audio) == 1
 
 
 def _text_of(tokenizer: Any) -> Callable[[list[int]], str]:
@@ -199,21 +216,59 @@ def _temperatures(first: float, step: float | None) -> float | tuple[float, ...]
     return tuple(round(first + index * step, 6) for index in range(max(count, 1)))
 
 
-def transcripts(pipe: Any, sources: list[str | bytes], call: dict[str, Any]) -> Iterator[Transcript | Exception]:
-    """A transcript for each path or file content, or the error that kept it from being one."""
-    if len(sources) > 1:
+def transcripts(
+    pipe: Any, sources: list[str | bytes], call: dict[str, Any], batch_size: int | None = None
+) -> Iterator[Transcript | Exception]:
+    """A transcript for each path or file content, or the error that kept it from being one.
+
+    Args:
+        pipe: A speech recognition pipeline.
+        sources: What is to be heard.
+        call: Arguments of `pipe.transcribe`.
+        batch_size: Of the sources go through the model together; None has all of them.
+    """
+    done = 0
+    size = len(sources) if batch_size is None else batch_size
+    if len(sources) > 1 and size > 1:
         try:
-            yield from pipe.transcribe(sources, batch_size=len(sources), **call)
-            return
+            for result in _side_by_side(pipe, sources, call, size):
+                done += 1
+                yield result
         except Exception as error:
-            # One bad file must not take the others along: go through them one by one.
-            logger.debug("a batch of %d files failed", len(sources), exc_info=error)
-    for source in sources:
+            # What one file did to the model must not take the others along: go through them one by one.
+            logger.debug("files side by side failed", exc_info=error)
+    for source in sources[done:]:
         try:
             transcript: Transcript | Exception = pipe.transcribe(source, **call)
         except Exception as error:
             transcript = error
         yield transcript
+
+
+def _side_by_side(
+    pipe: Any, sources: list[str | bytes], call: dict[str, Any], batch_size: int
+) -> Iterator[Transcript | Exception]:
+    """What `transcripts` gives, several at once: where one is done, the next takes its row."""
+    unread: dict[int, Exception] = {}
+    rate = pipe.feature_extractor.sampling_rate
+    options = {name: call[name] for name in LOAD_OPTIONS if name in call}
+
+    def read() -> Iterator[dict[str, Any]]:
+        for number, source in enumerate(sources):
+            try:
+                samples = read_clip(source, number, rate, **options).samples
+            except Exception as error:
+                unread[number] = error
+                continue
+            yield {"array": samples, "sampling_rate": rate, "number": number}
+
+    done = 0
+    for transcript in pipe.transcribe(read(), batch_size=batch_size, **call):
+        number = transcript.extra["number"]
+        yield from (unread[place] for place in range(done, number))
+        yield replace(transcript, extra={})
+        done = number + 1
+    yield from (unread[place] for place in range(done, len(sources)))
 
 
 def _deliver(

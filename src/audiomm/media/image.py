@@ -6,6 +6,7 @@ header and checked before a pixel is decoded: a PNG of a few kilobytes can unpac
 
 from __future__ import annotations
 
+import math
 import io
 import os
 import struct
@@ -115,6 +116,8 @@ def to_pixels(
         ImageError: No pixels, an unclear layout, or values that are no levels.
         ImageLimitError: Too many pixels.
     """
+    if len(values.shape) > 1 and math.prod(values.shape) > 4 * max_pixels:  # before anything is copied
+        check_pixel_count(*sorted(values.shape)[-2:], max_pixels, f"an array of shape {tuple(values.shape)}")
     if isinstance(values, np.ndarray):
         if values.dtype.kind not in "fiu":
             raise ImageError(f"pixels of type {values.dtype}: whole numbers from 0 to 255, or floats, are needed.")

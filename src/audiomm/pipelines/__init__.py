@@ -23,7 +23,7 @@ from ..auto import (
     AutoTokenizer,
 )
 from ..base.errors import InputError
-from .any_to_text import AnyToTextPipeline
+from .any_to_text import AnyToTextPipeline, ImageTextToTextPipeline, TextGenerationPipeline
 from .audio_classification import AudioClassificationPipeline
 from .base import Pipeline, resolve_device
 from .prompted_recognition import PromptedSpeechRecognitionPipeline
@@ -35,9 +35,11 @@ __all__ = [
     "AnyToTextPipeline",
     "AudioClassificationPipeline",
     "AutomaticSpeechRecognitionPipeline",
+    "ImageTextToTextPipeline",
     "Pipeline",
     "PromptedSpeechRecognitionPipeline",
     "Task",
+    "TextGenerationPipeline",
     "get_writer",
     "pipeline",
 ]
@@ -70,8 +72,12 @@ class Task:
 _ANSWERING = ("gemma3n", "gemma4", "gemma4_unified")
 
 
+_BY_TASK = {"text-generation": TextGenerationPipeline, "image-text-to-text": ImageTextToTextPipeline}
+
+
 def _answers(task: str, model_class: Any = AutoModelForMultimodalLM, families: tuple[str, ...] = ()) -> Task:
-    return Task(AnyToTextPipeline, model_class, families, None, ("processor",), {"task": task})
+    pipeline_class = _BY_TASK.get(task, AnyToTextPipeline)
+    return Task(pipeline_class, model_class, families, None, ("processor",), {"task": task})
 
 
 TASKS = {

@@ -37,11 +37,13 @@ class Heard:
         segments: Dicts of "start", "end" (seconds), "tokens", with "words" or "token_timestamps" where words were
             asked for.
         language: Code of the language.
+        others: The segments of each further hypothesis, where several were asked for.
     """
 
     piece: Piece
     segments: Sequence[dict[str, Any]] = ()
     language: str | None = None
+    others: tuple[Sequence[dict[str, Any]], ...] = ()
 
     def joined(self, key: str) -> Tensor:
         """A tensor of all segments one behind the other, (length,)."""
@@ -71,8 +73,14 @@ class Assembler:
             timestamps: The times wanted: False, True (segments) or "word".
             name_languages: Look for changes of language between windows.
         """
-        found = self._of_samples(heard, timestamps, name_languages)
-        return self._in_recording(found, heard[0].piece.clip)
+        found = self._in_recording(self._of_samples(heard, timestamps, name_languages), heard[0].piece.clip)
+        if len(heard) > 1:
+            # Hypotheses of windows do not belong together.
+            return found
+        others = [replace(heard[0], segments=segments, others=()) for segments in heard[0].others]
+        return replace(
+            found, alternatives=tuple(self.transcript([one], timestamps, name_languages) for one in others)
+        )
 
     def segments(self, heard: Heard) -> tuple[Segment, ...]:
         """The segments of one piece that is its whole clip, before the others of that are known."""

@@ -32,8 +32,7 @@ class RecordingFeatures:
         dtype: Of what is read.
 
     Attributes:
-        shape: That of the tensor.
-        mask: int32 (recordings, frames), 1 where there is audio.
+        mask: int32 (recordings, frames), 1 where there is audio; of the recordings that there were at first.
     """
 
     def __init__(
@@ -42,12 +41,27 @@ class RecordingFeatures:
         self.extractor, self.clips, self.is_long = extractor, list(clips), is_long
         self.device, self.dtype = device, dtype
         self._frames = [len(clip) // extractor.hop_length for clip in self.clips]
-        length = max(self._frames) if is_long else extractor.nb_max_frames
-        self.shape = torch.Size((len(self.clips), extractor.feature_size, length))
+        length = self.shape[2]
         # The last frame of a padded clip may lie partly on silence; a whole clip has no such frame.
         ends = self._frames if is_long else [-(-len(clip) // extractor.hop_length) for clip in self.clips]
         self.mask = (torch.arange(length) < torch.tensor(ends)[:, None]).int().to(device)
         self._floors: dict[int, float] = {}
+
+    @property
+    def shape(self) -> torch.Size:
+        """That of the tensor."""
+        length = max(self._frames) if self.is_long else self.extractor.nb_max_frames
+        return torch.Size((len(self.clips), self.extractor.feature_size, length))
+
+    def append(self, clip: np.ndarray) -> int:
+        """Add a clip, (samples,) float32, as another row of whole clips; returns its frames."""
+        self.clips.append(clip)
+        self._frames.append(len(clip) // self.extractor.hop_length)
+        return self._frames[-1]
+
+    def drop(self, row: int) -> None:
+        """Forget the samples of a row that is not read any more."""
+        self.clips[row] = np.zeros(0, np.float32)
 
     def dim(self) -> int:
         """Axes of the tensor: 3."""

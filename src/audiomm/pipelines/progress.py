@@ -35,11 +35,16 @@ def progress_bar(generate_kwargs: dict[str, Any], mask: Tensor, is_long: bool, p
     begun = time.monotonic()
     with tqdm(total=float(mask.sum()) * SECONDS_PER_FRAME, bar_format=_LAYOUT) as bar:
 
-        def show(seconds: float) -> None:
+        def show(done: Tensor) -> None:
+            # More recordings may have come.
+            bar.total = float(done[:, 1].sum()) * SECONDS_PER_FRAME
+            tell(float(done.amin(dim=-1).sum()) * SECONDS_PER_FRAME)
+
+        def tell(seconds: float) -> None:
             elapsed = max(time.monotonic() - begun, 1e-6)
             bar.set_postfix_str(f"{seconds / elapsed:.1f}x real time", refresh=False)
             bar.update(max(0.0, seconds - bar.n))
 
-        generate_kwargs["monitor_progress"] = lambda done: show(float(done.amin(dim=-1).sum()) * SECONDS_PER_FRAME)
+        generate_kwargs["monitor_progress"] = show
         yield
-        show(bar.total)
+        tell(bar.total)

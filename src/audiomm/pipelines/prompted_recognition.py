@@ -1,24 +1,26 @@
 """Speech to text by a model that is asked to write down what it hears: Gemma 3n and Gemma 4.
 
 The call and its result are those of the Whisper pipeline. A recording is cut at pauses into windows that the model can
-hear at once, each window is one question, and the answers are joined; windows in which nothing sounds are not asked
-about. Times are those of the windows: such models tell no others.
+hear at once, each window is one question, and the answers are joined; silent windows are not asked about. Times are
+those of the windows: such models tell no others.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from difflib import SequenceMatcher
 from typing import Any
 
-import torch
+import numpy as np
 
 from ..base.errors import InputError
 from ..base.languages import LANGUAGES, language_code
 from ..base.transcript import Segment, Timestamps, Transcript
-from ..media.speech import SpeechFinder, energy_spans
-from .base import Pipeline, batched
+from ..media.speech import SpeechFinder, energy_spans, frame_levels
+from .any_to_text import AnsweringPipeline
+from .base import batched
 from .clips import LOAD_OPTIONS, Clip, Piece, read_clip
 from .request import flat, speech_finder
 from .windows import cut_at_pauses
@@ -27,8 +29,10 @@ from .windows import cut_at_pauses
 WINDOW_SECONDS = 30.0
 #: Tokens for a window when nobody says how many.
 DEFAULT_NEW_TOKENS = 448
-#: How many words at the ends of two windows may have been heard by both.
-_SHARED_WORDS = 60
+#: Shorter windows are filled up with silence, so that there is a soft token to hear.
+SHORTEST_SECONDS = 0.1
+#: Windows that stay below this level, in decibels of full scale, hold nothing to write down.
+_SILENT_DB = -60.0
 
 _TRANSCRIBE = "Write down word for word what is said in this recording{language}. Answer with the transcript only."
 _TRANSLATE = "Translate what is said in this recording{language} into English. Answer with the translation only."
@@ -61,7 +65,7 @@ class PromptedRequest:
     generate_kwargs: dict[str, Any] = field(default_factory=dict)
 
 
-class PromptedSpeechRecognitionPipeline(Pipeline):
+class PromptedSpeechRecognitionPipeline(AnsweringPipeline):
     """Transcribes audio with a model that answers questions about it.
 
         pipe = pipeline("automatic-speech-recognition", model="google/gemma-3n-E2B-it")
@@ -86,8 +90,6 @@ class PromptedSpeechRecognitionPipeline(Pipeline):
                 f"{type(model).__name__}: this checkpoint does not listen (it has no audio tower); choose one that "
                 "does."
             )
-        # What is heard in a clip must not depend on its neighbours in the batch.
-        self.feature_extractor.batch_invariant = True
 
     def __call__(self, inputs: Any, *, batch_size: int | None = None, num_workers: int | None = None, **kw: Any) -> Any:
         """Transcribe one input, a list of them, or lazily whatever an iterator gives.
@@ -160,8 +162,18 @@ class PromptedSpeechRecognitionPipeline(Pipeline):
             window_seconds=float(seconds),
             speech=speech_finder(asked.pop("vad_filter", None), asked.pop("vad_parameters", None)),
             load_options={name: asked.pop(name) for name in LOAD_OPTIONS if name in asked},
-            generate_kwargs={"max_new_tokens": DEFAULT_NEW_TOKENS, **asked},
+            generate_kwargs=self._writing(asked),
         )
+
+    @staticmethod
+    def _writing(asked: dict[str, Any]) -> dict[str, Any]:
+        """Options for `generate`: the most likely words, unless the call says otherwise."""
+        if (asked.get("num_return_sequences") or 1) > 1:
+            raise InputError(f"num_return_sequences={asked['num_return_sequences']}: a recording has one transcript.")
+        defaults: dict[str, Any] = {"do_sample": False} if "generation_config" not in asked else {}
+        if "max_length" not in asked:
+            defaults["max_new_tokens"] = DEFAULT_NEW_TOKENS
+        return {**defaults, **asked}
 
     def _longest_seconds(self) -> float:
         """The longest clip that has room in a prompt, at 100 frames a second."""
@@ -178,13 +190,14 @@ class PromptedSpeechRecognitionPipeline(Pipeline):
         found: list[Segment] = []
         for batch in batched(self._pieces(inputs, request), batch_size):
             for (piece, start), text in zip(batch, self._texts([piece for piece, _ in batch], request), strict=True):
-                if found and piece.stride is not None and piece.stride[1]:
-                    kept, text = seam(found[-1].text, text)
-                    found[-1] = replace(found[-1], text=kept)
-                if text:
-                    found.append(self._segment(piece, start, text, request))
+                size, left, _ = piece.stride or (len(piece.samples), 0, 0)
+                if left:
+                    before, whole = found.pop(), int(request.window_seconds * self.feature_extractor.sampling_rate)
+                    kept, text = seam(before.text, text, (2 * left / whole, 2 * left / size))
+                    found.append(replace(before, text=kept))
+                found.append(self._segment(piece, start, text, request))
                 if piece.is_last:
-                    yield self._transcript(piece.clip, found, request)
+                    yield self._transcript(piece.clip, [segment for segment in found if segment.text], request)
                     found = []
 
     def _pieces(self, inputs: Iterator[Any], request: PromptedRequest) -> Iterator[tuple[Piece, int]]:
@@ -193,6 +206,8 @@ class PromptedSpeechRecognitionPipeline(Pipeline):
         length = int(request.window_seconds * rate)
         for number, item in enumerate(inputs):
             clip = read_clip(item, number, rate, **request.load_options)
+            if clip.stride is not None:
+                raise InputError(f"{clip.name}: 'stride' needs the times of words, which this model does not tell.")
             if request.speech is not None and len(clip.samples):
                 slack = request.speech.options.speech_pad_ms / 1000
                 clip = clip.only(request.speech(clip.samples, rate), rate, slack_seconds=slack)
@@ -206,41 +221,35 @@ class PromptedSpeechRecognitionPipeline(Pipeline):
     def _texts(self, pieces: list[Piece], request: PromptedRequest) -> list[str]:
         """What the model writes about each window; windows in which nothing sounds are not asked about."""
         rate = self.feature_extractor.sampling_rate
-        heard = [number for number, piece in enumerate(pieces) if energy_spans(piece.samples, rate)]
+        heard = [number for number, piece in enumerate(pieces) if is_audible(piece.samples, rate)]
         texts = [""] * len(pieces)
         if not heard:
             return texts
-        chats = [
-            [
-                {
-                    "role": "user",
-                    "content": [
-                        {"type": "audio", "audio": pieces[number].samples},
-                        {"type": "text", "text": request.prompt},
-                    ],
-                }
-            ]
-            for number in heard
-        ]
+        shortest = math.ceil(SHORTEST_SECONDS * rate)
+        clips = [np.pad(pieces[at].samples, (0, max(shortest - len(pieces[at].samples), 0))) for at in heard]
+        question = {"type": "text", "text": request.prompt}
         inputs = self.processor.apply_chat_template(
-            chats,
+            [[{"role": "user", "content": [{"type": "audio", "audio": clip}, question]}] for clip in clips],
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
-            processor_kwargs={"padding": len(chats) > 1, "sampling_rate": rate},
+            enable_thinking=False,
+            processor_kwargs={"padding": True, "padding_side": "left", "sampling_rate": rate},
         )
-        moved = {
-            name: value.to(self.device, self.dtype if value.is_floating_point() else None)
-            for name, value in inputs.items()
-            if isinstance(value, torch.Tensor)
-        }
-        with torch.no_grad():
-            tokens = self.model.generate(**moved, **request.generate_kwargs)
-        new = getattr(tokens, "sequences", tokens)[:, moved["input_ids"].shape[1] :]
+        output = self.generated(inputs, request.generate_kwargs)
+        new = getattr(output, "sequences", output)[:, inputs["input_ids"].shape[1] :]
         for number, row in zip(heard, new, strict=True):
-            texts[number] = str(self.tokenizer.decode(row, skip_special_tokens=True)).strip()
+            texts[number] = self._written(row)
         return texts
+
+    def _written(self, tokens: Any) -> str:
+        """The answer without control tokens and thoughts."""
+        if hasattr(self.processor, "parse_response"):
+            answer = self.processor.parse_response(tokens)
+            if "reasoning_content" in answer:
+                return str(answer["content"])
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
 
     def _segment(self, piece: Piece, start: int, text: str, request: PromptedRequest) -> Segment:
         rate = self.feature_extractor.sampling_rate
@@ -263,16 +272,31 @@ class PromptedSpeechRecognitionPipeline(Pipeline):
         )
 
 
-def seam(left: str, right: str) -> tuple[str, str]:
+def is_audible(samples: np.ndarray, sampling_rate: int) -> bool:
+    """Whether there may be something to write down: steady noise can hide speech, silence cannot."""
+    levels, _ = frame_levels(samples, sampling_rate)
+    if not len(levels):  # shorter than a frame
+        return bool(np.any(np.abs(samples) > 10 ** (_SILENT_DB / 20)))
+    return float(levels.max()) > _SILENT_DB or bool(energy_spans(samples, sampling_rate))
+
+
+def seam(left: str, right: str, shares: tuple[float, float]) -> tuple[str, str]:
     """What is kept of the texts of two windows that share some seconds, so that no word is lost or doubled.
 
-    They are joined behind the longest run of words that both have; where they have none, both are kept whole.
+    They are joined behind the longest run of words that both have where they may have heard the same; where there is
+    none of two words, both are kept whole.
+
+    Args:
+        left: What the first window heard.
+        right: What the second window heard.
+        shares: The part of each window that both heard; so many of its words, and half as many more, are compared.
     """
     before, after = left.split(), right.split()
-    tail, head = before[-_SHARED_WORDS:], after[:_SHARED_WORDS]
+    ends = [math.ceil(1.5 * share * len(words)) + 2 for share, words in zip(shares, (before, after), strict=True)]
+    tail, head = before[-ends[0] :], after[: ends[1]]
     said, again = ([word.strip(".,;:!?\"'").casefold() for word in words] for words in (tail, head))
     found = SequenceMatcher(None, said, again, autojunk=False).find_longest_match()
-    if not found.size:
+    if found.size < min(2, len(before), len(after)) or not found.size:
         return left, right
     end = len(before) - len(tail) + found.a + found.size
     return " ".join(before[:end]), " ".join(after[found.b + found.size :])

@@ -12,7 +12,7 @@ The interface is that of transformers' AutomaticSpeechRecognitionPipeline.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -27,12 +27,17 @@ from .features import RecordingFeatures
 from .live import LiveTranscriber
 from .progress import progress_bar
 from .request import Request, flat
+from .rows import SideBySide
 from .windows import cut_at_pauses
 
 logger = logging.getLogger("audiomm.pipelines")
 
 #: Anything shorter holds no speech: the transcript is empty.
 MIN_DURATION_SECONDS = 0.1
+
+
+#: What `transcribe` and `stream` do unless told otherwise, and transformers does not.
+_GUARDS = {"break_loops": True}
 
 
 class AutomaticSpeechRecognitionPipeline(Pipeline):
@@ -139,9 +144,10 @@ class AutomaticSpeechRecognitionPipeline(Pipeline):
                 with initial_prompt, both stand there, hotwords first. Of prompts that are too long, the end is kept.
                 channel, layout, max_seconds, on_truncated, allow_urls, allowed_hosts: for
                 `load_audio`. generate_kwargs: for `generate`, which also gets all other keywords
-                (language, task, max_new_tokens, num_beams, ...).
+                (language, task, max_new_tokens, num_beams, ...). break_loops is True here; with num_return_sequences
+                above 1 the transcript has the others as `alternatives`.
         """
-        request = self._request(kwargs, read_again=True, at_once=self._at_once(inputs, batch_size))
+        request = self._request({**_GUARDS, **flat(kwargs)}, read_again=True, at_once=self._at_once(inputs, batch_size))
         return self._each(inputs, lambda stream, size: self._run(stream, size, request), batch_size)
 
     def stream(
@@ -178,7 +184,7 @@ class AutomaticSpeechRecognitionPipeline(Pipeline):
                 f"sampling_rate={sampling_rate} is for an iterator of live samples; a recording has its own, or pass "
                 "{'array': samples, 'sampling_rate': rate}."
             )
-        request = self._request({"return_timestamps": True, **kwargs}, read_again=True)
+        request = self._request({"return_timestamps": True, **_GUARDS, **flat(kwargs)}, read_again=True)
         if request.chunk_length_s:
             raise InputError(
                 f"chunk_length_s={request.chunk_length_s:g}: a stream goes through audio sequentially; leave it out."
@@ -191,7 +197,7 @@ class AutomaticSpeechRecognitionPipeline(Pipeline):
         if len(clip.samples) < MIN_DURATION_SECONDS * rate:
             return
         piece = Piece(clip, clip.samples)
-        is_long = len(clip.samples) > self.feature_extractor.n_samples
+        is_long = self._is_long(piece)
         features = self._features([piece], is_long)
         kwargs = self._generate_kwargs([piece], is_long, request)
         with progress_bar(kwargs, features.mask, is_long, request.progress):
@@ -219,15 +225,54 @@ class AutomaticSpeechRecognitionPipeline(Pipeline):
         """A transcript for each input, in order; reads ahead no further than a batch."""
         assembler = self._assembler()
         heard_of_clip: list[Heard] = []
-        pieces = self._pieces(inputs, request)
-        # The windows of one recording go to the model together, which takes the next one as soon as it has room.
-        batches = iter([list(pieces)]) if request.at_once else batched(pieces, batch_size)
-        for batch in batches:
-            for heard in self._hear(batch, request):
-                heard_of_clip.append(heard)
-                if heard.piece.is_last:
-                    yield assembler.transcript(heard_of_clip, request.timestamps, request.language)
-                    heard_of_clip = []
+        for heard in self._heard(self._pieces(inputs, request), batch_size, request):
+            heard_of_clip.append(heard)
+            if heard.piece.is_last:
+                yield assembler.transcript(heard_of_clip, request.timestamps, request.language)
+                heard_of_clip = []
+
+    def _heard(self, pieces: Iterator[Piece], batch_size: int, request: Request) -> Iterator[Heard]:
+        """What the model hears in each piece, in order."""
+        if request.at_once:
+            # The windows of one recording go to the model together, which takes the next one as soon as it has room.
+            yield from self._hear(list(pieces), request)
+        elif request.chunk_length_s or batch_size == 1:
+            for batch in batched(pieces, batch_size):
+                yield from self._hear(batch, request)
+        else:
+            yield from SideBySide(
+                pieces,
+                batch_size,
+                self._is_long,
+                lambda batch: self._hear(batch, request),
+                lambda first, more: self._hear_long(first, more, batch_size, request),
+            )
+
+    def _hear_long(
+        self, first: Piece, more: Callable[[], Piece | None], batch_size: int, request: Request
+    ) -> Iterator[Heard]:
+        """What the model hears in long pieces, each of which takes the row of one that is done."""
+        features = self._features([first], True)
+        kwargs = {**self._generate_kwargs([first], True, request), "batch_size": batch_size}
+        under_way = {0: first}
+        languages = request.generate_kwargs.get("language")
+
+        def following() -> tuple[int, str | None] | None:
+            piece = more()
+            if piece is None:
+                return None
+            under_way[len(features.clips)] = piece
+            of_each = isinstance(languages, (list, tuple))
+            return features.append(piece.samples), _languages_of([piece], languages)[0] if of_each else None
+
+        with progress_bar(kwargs, features.mask, True, request.progress):
+            stream = self.model.stream_recordings(features, attention_mask=features.mask, more=following, **kwargs)
+            for row, found in stream:
+                features.drop(row)
+                yield Heard(under_way.pop(row), found["segments"], found["language"])
+
+    def _is_long(self, piece: Piece) -> bool:
+        return len(piece.samples) > int(self.feature_extractor.n_samples)
 
     def _assembler(self) -> Assembler:
         extractor = self.feature_extractor
@@ -279,7 +324,7 @@ class AutomaticSpeechRecognitionPipeline(Pipeline):
             if len(piece.samples) < MIN_DURATION_SECONDS * self.feature_extractor.sampling_rate:
                 heard[index] = Heard(piece)
             else:
-                groups.setdefault(len(piece.samples) > self.feature_extractor.n_samples, []).append(index)
+                groups.setdefault(self._is_long(piece), []).append(index)
         for is_long, indices in groups.items():
             results = self._generate([pieces[index] for index in indices], is_long, request)
             heard.update(zip(indices, results, strict=True))
@@ -294,8 +339,15 @@ class AutomaticSpeechRecognitionPipeline(Pipeline):
         inputs = features if is_long or request.at_once else features[:, :, :]
         with torch.no_grad(), progress_bar(kwargs, features.mask, is_long or bool(request.at_once), request.progress):
             output = self.model.generate(inputs, attention_mask=features.mask, return_segments=True, **kwargs)
-        languages = output.get("languages") or [None] * len(pieces)
-        return [Heard(*found) for found in zip(pieces, output["segments"], languages, strict=True)]
+        found = output["segments"]
+        # Several hypotheses of a piece stand side by side, the best one first.
+        count = len(found) // len(pieces)
+        rows = range(0, len(found), count)
+        languages = (output.get("languages") or [None] * len(found))[::count]
+        return [
+            Heard(piece, found[row], language, tuple(found[row + 1 : row + count]))
+            for piece, row, language in zip(pieces, rows, languages, strict=True)
+        ]
 
     def _features(self, pieces: list[Piece], is_long: bool) -> RecordingFeatures:
         clips = [piece.samples for piece in pieces]

@@ -110,7 +110,7 @@ def merged(kept_by_process: list[Kept]) -> Kept:
 
 
 def mean_loss(kept: Kept) -> float | None:
-    """The mean of the batches' losses by their samples, as transformers reports it."""
+    """The mean of the batches' losses by their samples (transformers counts a smaller last batch as a whole one)."""
     known = [(loss, count) for loss, count in zip(kept.losses, kept.counts, strict=True) if loss is not None]
     if not known:
         return None

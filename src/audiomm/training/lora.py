@@ -211,12 +211,13 @@ def _fresh(weight: Tensor) -> Tensor:
 def _targets(model: nn.Module, config: LoraConfig) -> tuple[list[tuple[str, Any]], list[tuple[str, Any, str]]]:
     """The linears and the expert parameters that a configuration names."""
     modules = list(model.named_modules())
-    experts = [
+    stacks = [
         (name, module, leaf)
         for name, module in modules
         for leaf, value in module.named_parameters(recurse=False)
-        if value.dim() == 3
+        if value.dim() == 3 and not isinstance(module, nn.Conv1d)
     ]
+    experts = [item for item in stacks if "expert" in f"{item[0]} {type(item[1]).__name__}".lower()]
     wanted = config.target_modules
     names: Iterable[str] = [] if wanted is None else [wanted] if isinstance(wanted, str) else wanted
     head_of = getattr(model, "get_output_embeddings", None)
@@ -239,18 +240,17 @@ def _targets(model: nn.Module, config: LoraConfig) -> tuple[list[tuple[str, Any]
                     "you mean."
                 )
         elif not any(_is_named(name, end if isinstance(wanted, str) else [end]) for name, _ in chosen):
-            among = [leaf for _, _, leaf in experts if leaf == end]
+            among = [leaf for _, _, leaf in stacks if leaf == end]
             raise ConfigError(
                 f"target_modules: {end!r} fits no linear of the model"
                 + (f"; it names expert parameters: pass target_parameters=[{end!r}]." if among else ".")
             )
-    parameters = []
-    for end in config.target_parameters or ():
-        found = [item for item in experts if _ends(f"{item[0]}.{item[2]}", end)]
-        if not found:
+    ends = config.target_parameters or ()
+    for end in ends:
+        if not any(_ends(f"{name}.{leaf}", end) for name, _, leaf in stacks):
             raise ConfigError(f"target_parameters: {end!r} fits no three-dimensional parameter of the model.")
-        parameters += found
-    return chosen, parameters
+    # In the model's order, which is that of PEFT, too.
+    return chosen, [item for item in stacks if any(_ends(f"{item[0]}.{item[2]}", end) for end in ends)]
 
 
 def _is_named(name: str, wanted: list[str] | str | None) -> bool:
@@ -333,7 +333,7 @@ def lora_tensors(model: nn.Module) -> dict[str, Tensor]:
     for name, module in _linears(model):
         found[f"{name}.lora_A.weight"], found[f"{name}.lora_B.weight"] = module.lora_A.weight, module.lora_B.weight
     by_module: dict[str, list[ExpertDelta]] = {}
-    for name, _, _, added in sorted(_deltas(model), key=lambda item: _order(config, f"{item[0]}.{item[2]}")):
+    for name, _, _, added in _deltas(model):
         by_module.setdefault(name, []).append(added)
     for name, parts in by_module.items():
         for number, added in enumerate(parts):  # PEFT wraps the module once a parameter, the last one outermost
@@ -343,10 +343,6 @@ def lora_tensors(model: nn.Module) -> dict[str, Tensor]:
     for name, module in _whole_modules(model, config):
         found.update({f"{name}.{leaf}": value for leaf, value in module.named_parameters() if "lora_" not in leaf})
     return {_PREFIX + name: value for name, value in found.items()}
-
-
-def _order(config: LoraConfig, name: str) -> int:
-    return next(number for number, end in enumerate(config.target_parameters or ()) if _ends(name, end))
 
 
 def save_lora(model: nn.Module, save_directory: str | os.PathLike[str]) -> None:

@@ -154,11 +154,11 @@ class SpeechMetrics:
 
     def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
         pad = self.tokenizer.pad_token_id
-        texts = [
+        said, written = (
             self.tokenizer.batch_decode(np.where(ids == IGNORE, pad, ids), skip_special_tokens=True)
             for ids in (prediction.label_ids, prediction.predictions)
-        ]
-        return {"wer": wer(*texts, self.normalizer), "cer": cer(*texts, self.normalizer)}
+        )
+        return {"wer": wer(said, written, self.normalizer), "cer": cer(said, written, self.normalizer)}
 
 
 def _jiwer() -> Any:

@@ -20,8 +20,9 @@ from ...base.outputs import ModelOutput
 from ...generation import GenerationConfig, GenerationMixin
 from ...layers.cache import PassThrough
 from ...layers.masks import Mask
-from .config import SLIDING
-from .text import Gemma4PreTrainedModel, Gemma4TextModel, Pair
+from .config import FULL, SLIDING
+from .heads import keys_before
+from .text import Gemma4PreTrainedModel, Gemma4TextModel, Pair, new_positions
 from .variants import Gemma4AssistantConfig, Gemma4UnifiedAssistantConfig
 
 
@@ -35,24 +36,33 @@ class Gemma4AssistantOutput(ModelOutput):
     logits: Tensor | None = None
 
 
-class Gemma4AssistantMaskedEmbedder(nn.Module):
-    """Scores of the tokens in the groups whose centroids fit a state best; all others score one less than the least."""
+class GroupedScores(nn.Module):
+    """Scores the tokens of the groups that fit a state best, and them alone; the others lie one below the lowest.
 
-    def __init__(self, config: Gemma4AssistantConfig) -> None:
+    The vocabulary is dealt out into groups of one size, each with a vector to compare states with.
+
+    Args:
+        groups: Into how many the vocabulary is dealt.
+        best: How many of them are scored.
+        vocabulary: Tokens.
+        width: Of a state.
+    """
+
+    def __init__(self, groups: int, best: int, vocabulary: int, width: int) -> None:
         super().__init__()
-        vocabulary = config.text_config.vocab_size
-        self.groups, self.best = config.num_centroids, config.centroid_intermediate_top_k
-        self.centroids = nn.Linear(config.text_config.hidden_size, self.groups, bias=False)
+        self.groups, self.best = groups, best
+        self.centroids = nn.Linear(width, groups, bias=False)
+        #: All token ids, those of one group side by side.
         self.token_ordering: Tensor
         self.register_buffer("token_ordering", torch.arange(vocabulary))
 
-    def forward(self, hidden: Tensor, head: Tensor) -> Tensor:
-        """(rows, length, width) and the head's weight (vocabulary, width) to (rows, length, vocabulary)."""
-        chosen = self.centroids(hidden).topk(self.best, dim=-1).indices
-        tokens = self.token_ordering.view(self.groups, -1)[chosen].flatten(2)
-        scores = torch.einsum("rld,rlkd->rlk", hidden, head[tokens])
-        rest = (scores.amin() - 1.0).to(scores.dtype)
-        return rest.expand(*hidden.shape[:2], len(head)).contiguous().scatter(-1, tokens, scores)
+    def forward(self, states: Tensor, table: Tensor) -> Tensor:
+        """(rows, length, width) and the embeddings (vocabulary, width) to (rows, length, vocabulary)."""
+        nearest = self.centroids(states).topk(self.best).indices
+        candidates = self.token_ordering.unflatten(0, (self.groups, -1))[nearest].flatten(-2)
+        found = torch.einsum("rld,rlcd->rlc", states, table[candidates])
+        everyone = (found.amin() - 1.0).expand(*states.shape[:-1], len(table))
+        return everyone.scatter(-1, candidates, found)
 
 
 class Gemma4AssistantForCausalLM(GenerationMixin, Gemma4PreTrainedModel):
@@ -71,14 +81,17 @@ class Gemma4AssistantForCausalLM(GenerationMixin, Gemma4PreTrainedModel):
         self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
         self.pre_projection = nn.Linear(2 * config.backbone_hidden_size, text.hidden_size, bias=False)
         self.post_projection = nn.Linear(text.hidden_size, config.backbone_hidden_size, bias=False)
-        self.masked_embedding = Gemma4AssistantMaskedEmbedder(config) if config.use_ordered_embeddings else None
+        self.masked_embedding = None
+        if config.use_ordered_embeddings:
+            groups, best = config.num_centroids, config.centroid_intermediate_top_k
+            self.masked_embedding = GroupedScores(groups, best, text.vocab_size, text.hidden_size)
         self.generation_config = GenerationConfig.from_model_config(config)
         self.post_init()
 
     @torch.no_grad()
     def init_module(self, module: nn.Module) -> None:
         super().init_module(module)
-        if isinstance(module, Gemma4AssistantMaskedEmbedder):
+        if isinstance(module, GroupedScores):
             module.token_ordering.copy_(torch.arange(len(module.token_ordering)))
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -123,21 +136,30 @@ class Gemma4AssistantForCausalLM(GenerationMixin, Gemma4PreTrainedModel):
         if inputs_embeds is None or shared_kv_states is None or position_ids is None:
             raise ShapeError("a drafter needs inputs_embeds, position_ids and shared_kv_states; one of them is None.")
         self._check(inputs_embeds, shared_kv_states)
-        place = self.pre_projection.weight
-        hidden = self.pre_projection(inputs_embeds.to(place))
-        pairs = {kind: (keys.to(place), values.to(place)) for kind, (keys, values) in shared_kv_states.items()}
-        masks = attention_mask if isinstance(attention_mask, dict) else self._masks(attention_mask, pairs)
-        tables = self.model.tables(position_ids.to(place.device), hidden.dtype)
-        for index, layer in enumerate(self.model.layers):
-            kind = self.model.config.kind_of(index)
-            hidden = layer(hidden, None, tables[kind], masks[kind], PassThrough(), None, pairs[kind])[0]
-        hidden = self.model.norm(hidden)
-        head = self.lm_head.weight
-        logits = self.lm_head(hidden) if self.masked_embedding is None else self.masked_embedding(hidden, head)
+        if not isinstance(attention_mask, dict):
+            attention_mask = self._masks(attention_mask, shared_kv_states)
+        state = self._state(inputs_embeds, position_ids, attention_mask, shared_kv_states)
+        if self.masked_embedding is None:
+            scores = self.lm_head(state)
+        else:
+            scores = self.masked_embedding(state, self.lm_head.weight)
+        # The target goes on with both, and may be on another device.
         output = Gemma4AssistantOutput(
-            last_hidden_state=self.post_projection(hidden).to(inputs_embeds), logits=logits.to(inputs_embeds.device)
+            last_hidden_state=self.post_projection(state).to(inputs_embeds), logits=scores.to(inputs_embeds.device)
         )
         return output.to_tuple() if return_dict is False else output
+
+    def _state(self, inputs: Tensor, positions: Tensor, masks: dict[str, Mask], pairs: dict[str, Pair]) -> Tensor:
+        """The drafter's own state (rows, 1, width): its layers, each reading the target's pair of its kind."""
+        weight, stack = self.pre_projection.weight, self.model
+        pairs = {kind: (keys.to(weight), values.to(weight)) for kind, (keys, values) in pairs.items()}
+        state: Tensor = self.pre_projection(inputs.to(weight))
+        tables = stack.tables(positions.to(weight.device), state.dtype)
+        nothing = PassThrough()
+        for kind, layer in zip(stack.config.layer_types or [], stack.layers, strict=True):
+            mask = masks[kind].to(weight.device) if isinstance(masks[kind], Tensor) else masks[kind]
+            state, *_ = layer(state, None, tables[kind], mask, nothing, None, pairs[kind])
+        return stack.norm(state)
 
     def _check(self, inputs: Tensor, pairs: dict[str, Pair]) -> None:
         width = self.config.backbone_hidden_size
@@ -157,17 +179,19 @@ class Gemma4AssistantForCausalLM(GenerationMixin, Gemma4PreTrainedModel):
                 )
 
     def _masks(self, padding: Tensor | None, pairs: dict[str, Pair]) -> dict[str, Mask]:
-        """Who is seen by the one query behind all keys: in sliding layers those of the window before its own place."""
-        masks: dict[str, Mask] = {}
-        full = max(keys.shape[2] for keys, _ in pairs.values())
-        for kind, (keys, _) in pairs.items():
-            count, window = keys.shape[2], self.model.config.sliding_window
-            seen = None if padding is None else padding[:, :full][:, -count:, None].mT[:, None].bool()
-            if kind == SLIDING and count > window + 1:
-                near = torch.arange(count, device=keys.device) >= count - window - 1
-                seen = near[None, None, None] if seen is None else seen & near
-            masks[kind] = seen
-        return masks
+        """Who of the target's tokens is seen, by a padding mask (rows, tokens) or by none.
+
+        The mask may reach on to the newest token, which has no key; layers with a window may hold the last keys only.
+        """
+        longest = max(keys.shape[2] for keys, _ in pairs.values())
+        if padding is None:
+            keys = pairs[FULL if FULL in pairs else SLIDING][0]
+            padding = torch.ones(len(keys), longest, device=keys.device)
+        windows = {SLIDING: self.model.config.sliding_window, FULL: None}
+        return {
+            kind: keys_before(new_positions(padding[:, :longest], keys.shape[2]), windows[kind])
+            for kind, (keys, _) in pairs.items()
+        }
 
 
 class Gemma4UnifiedAssistantForCausalLM(Gemma4AssistantForCausalLM):

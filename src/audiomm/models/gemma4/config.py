@@ -225,6 +225,10 @@ class Gemma4TextConfig(PreTrainedConfig):
         """What the layer looks at: "sliding_attention" or "full_attention"."""
         return self.layer_types[layer]  # type: ignore[index]
 
+    def last_of(self, kind: str) -> int:
+        """The last layer of a kind."""
+        return max(index for index in range(self.num_hidden_layers) if self.kind_of(index) == kind)
+
     def window_of(self, layer: int) -> int | None:
         """Tokens the layer looks back, itself included; None is all."""
         return self.sliding_window if self.kind_of(layer) == SLIDING else None

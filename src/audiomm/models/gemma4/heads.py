@@ -15,7 +15,7 @@ from ...base.outputs import ModelOutput
 from ...generation import GenerationConfig, GenerationMixin
 from ...layers.cache import Cache, LayerSpec
 from ...layers.language_head import IGNORED_LABEL, following_labels, label_loss, token_logits
-from ...layers.masks import Mask, attention_mask
+from ...layers.masks import Mask
 from ...layers.per_layer import PerLayerTable
 from .config import Gemma4TextConfig
 from .text import CACHE_ONLY, Gemma4PreTrainedModel, Gemma4TextModel, Pair
@@ -125,17 +125,15 @@ class Gemma4WithTokenHead(GenerationMixin, Gemma4PreTrainedModel):
             token (rows, 1).
         """
         config = self.get_decoder().config
-        sources = {config.kind_of(index): index for index in range(config.first_shared_layer)}
         pairs: dict[str, Pair] = {}
         masks: dict[str, Mask] = {}
         place = torch.zeros(0)
-        for kind, index in sources.items():
-            keys, values, positions = cache.view(index)
+        for kind in set(config.layer_types or []):
+            source = config.key_value_source(config.last_of(kind))
+            keys, values, positions = cache.view(source)
             place = positions.amax(dim=1, keepdim=True) + 1
-            window = config.window_of(index)
             pairs[kind] = keys, values
-            # The newest token has no key yet, so one more of the earlier ones is in the window.
-            masks[kind] = attention_mask(1, place, positions, window=None if window is None else window + 1)
+            masks[kind] = keys_before(positions, config.window_of(source))
         return pairs, masks, place
 
     def headed(self, decoded: Any, **fields: Any) -> Gemma4CausalLMOutput:
@@ -295,6 +293,18 @@ class Gemma4ForCausalLM(Gemma4WithTokenHead):
         )
         output = self.with_loss(self.headed(decoded), labels, kept, num_items_in_batch)
         return output.to_tuple() if return_dict is False else output
+
+
+def keys_before(positions: Tensor, window: int | None) -> Mask:
+    """Which keys the token right behind them is shown, (rows, 1, 1, keys) bool.
+
+    Args:
+        positions: (rows, keys), -1 for padding and empty slots.
+        window: None is all keys; otherwise the last so many and one more, as transformers shows a drafter.
+    """
+    newest = positions.amax(dim=1, keepdim=True)
+    earliest = torch.zeros_like(newest) if window is None else (newest - window).clamp(min=0)
+    return (positions >= earliest)[:, None, None]
 
 
 def kept_columns(logits_to_keep: int | Tensor, labels: Tensor | None, loss_only: bool) -> slice | Tensor | None:

@@ -34,7 +34,7 @@ def indices_of(mask: Tensor, slots: int) -> Tensor:
 
 
 def pictures_of(
-    prompts: Sequence[str], found: tuple[str, str], features: Mapping[str, Any], numbers: int
+    prompts: Sequence[str], found: tuple[str, str], features: Mapping[str, Any], room: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
     """Patches and places of all pictures and frames of each prompt, in reading order.
 
@@ -42,7 +42,7 @@ def pictures_of(
         prompts: The prompts before they were expanded.
         found: The marks of images and of videos.
         features: "image" and "video" as the converters made them, or "pixels" and "places" made before.
-        numbers: Of a patch, for a batch without pictures.
+        room: Patches of a picture and numbers of a patch, for a batch without pictures.
 
     Returns:
         float32 (prompts, pictures, patches, numbers), and int64 (prompts, pictures, patches, 2), -1 for no patch.
@@ -53,7 +53,7 @@ def pictures_of(
     most = max(len(row) for row in blocks)
     every = [block for row in blocks for block in row]
     if not every:
-        return torch.zeros(len(prompts), 0, 0, numbers), torch.zeros(len(prompts), 0, 0, 2, dtype=torch.int64)
+        return torch.zeros(len(prompts), 0, *room), torch.zeros(len(prompts), 0, room[0], 2, dtype=torch.int64)
     patches, numbers = max(block[0].shape[0] for block in every), every[0][0].shape[1]
     pixels = torch.zeros(len(prompts), most, patches, numbers)
     places = torch.full((len(prompts), most, patches, 2), -1, dtype=torch.int64)

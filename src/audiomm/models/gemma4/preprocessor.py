@@ -449,7 +449,7 @@ class Gemma4CausalLMPreprocessor(FromPreset):
             batch.prompts,
             (self._processor.image_token or "", self._processor.video_token or ""),
             batch.features,
-            self._numbers_of_patch(),
+            self._empty_room(),
         )
         mel, mel_mask = clips_of(
             batch.features.get("audio"),
@@ -467,9 +467,9 @@ class Gemma4CausalLMPreprocessor(FromPreset):
             "audio_indices": indices_of(audio_mask, 0),
         }
 
-    def _numbers_of_patch(self) -> int:
-        converter = self.image_converter or self.video_converter
-        return 3 * getattr(converter, "patch_size", 4) ** 2
+    def _empty_room(self) -> tuple[int, int]:
+        """Patches and numbers of a patch in the empty entries of a batch without pictures; keras-hub's."""
+        return (1, 48) if self.image_converter is None else (0, 3 * self.image_converter.patch_size**2)
 
     def _vision_slots(self) -> int:
         """Width of `vision_indices`: the same for every batch, as far as the limits tell."""

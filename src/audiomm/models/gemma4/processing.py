@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from ...base.encoding import plain_list
-from ...base.errors import ConfigError, InputError
+from ...base.errors import AudioLimitError, ConfigError, InputError
 from ...feature_extraction.image import Gemma4ImageProcessor, Gemma4UnifiedImageProcessor
 from ...feature_extraction.multimodal import MultimodalProcessor
 from ...feature_extraction.raw_frames import Gemma4UnifiedAudioFeatureExtractor
@@ -124,10 +124,17 @@ class Gemma4Processor(MultimodalProcessor):
 
         Raises:
             InputError: The clip is too short for one token.
+            AudioLimitError: It has more tokens than a clip may have.
         """
         count = self.audio_count(int(features["input_features_mask"][index].sum()))
         if count == 0:
             raise InputError(f"clip {index} is too short: it has no {self.audio_ms_per_token} ms for a single token.")
+        if count > self.audio_seq_length:
+            raise AudioLimitError(
+                f"clip {index} lasts {count * self.audio_ms_per_token / 1000:.1f} s and has {count} tokens; at most "
+                f"{self.audio_seq_length} are accepted. Cut it into pieces: the speech recognition pipeline does so at "
+                "pauses."
+            )
         return f"{self.boa_token}{self.tokenizer.audio_token * count}{self.eoa_token}"
 
     def audio_count(self, frames: int) -> int:

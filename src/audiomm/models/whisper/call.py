@@ -13,10 +13,10 @@ from ...generation import GenerationConfig
 from .decoding import Guests
 from .modeling import as_encoder_output
 from .options import (
+    OFF,
     Options,
     frames_per_item,
     ladder,
-    languages_per_item,
     on_host,
     prefix_tokens,
     word_tokenizer,
@@ -134,7 +134,7 @@ def begin(
     encoded = None if encoder_outputs is None else as_encoder_output(encoder_outputs)
     run = Transcription(model, config, options, features, guests, encoded)
     language, task = _language_and_task(config, language, task, is_multilingual)
-    run.open(lengths, languages_per_item(language, len(lengths)), task, is_multilingual)
+    run.open(lengths, language, task, is_multilingual)
     return run, config
 
 
@@ -208,7 +208,8 @@ def _options(
             f"num_segment_frames={num_segment_frames}: accepted are 2 to {model.config.window_frames}."
         )
     for name in _FROM_CONFIG:
-        chosen[name] = getattr(config, name, None) if chosen[name] is None else chosen[name]
+        value = getattr(config, name, None) if chosen[name] is None else chosen[name]
+        chosen[name] = None if isinstance(value, str) and value == OFF else value
     return Options(
         timestamps=wanted,
         temperatures=ladder(temperature, config),

@@ -22,7 +22,7 @@ from ...feature_extraction.waveform import as_recordings, read_waveform
 from ...generation import GenerationConfig
 from .call import begin
 from .config import FRAMES_PER_SECOND
-from .options import is_multilingual
+from .options import OFF, is_multilingual
 from .processing import WhisperProcessor
 from .segments import TIME_PRECISION
 from .words import APPEND_PUNCTUATIONS, PREPEND_PUNCTUATIONS
@@ -30,6 +30,13 @@ from .words import APPEND_PUNCTUATIONS, PREPEND_PUNCTUATIONS
 logger = logging.getLogger("audiomm.transcribe")
 
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+#: openai-whisper's defaults of what a generation config may settle, too, by their names there.
+OPENAI_DEFAULTS = {
+    "compression_ratio_threshold": 2.4,
+    "logprob_threshold": -1.0,
+    "no_speech_threshold": 0.6,
+    "condition_on_prev_tokens": True,
+}
 #: The first <|time|> of a window is at most this, where a generation config does not say it.
 MAX_INITIAL_TIMESTAMP_SECONDS = 1.0
 #: Later than any timestamp.
@@ -59,10 +66,10 @@ class OpenAIFace:
         processor: Any = None,
         verbose: bool | None = None,
         temperature: float | Sequence[float] = TEMPERATURES,
-        compression_ratio_threshold: float | None = 2.4,
-        logprob_threshold: float | None = -1.0,
-        no_speech_threshold: float | None = 0.6,
-        condition_on_previous_text: bool = True,
+        compression_ratio_threshold: float | Literal["model"] | None = "model",
+        logprob_threshold: float | Literal["model"] | None = "model",
+        no_speech_threshold: float | Literal["model"] | None = "model",
+        condition_on_previous_text: bool | Literal["model"] = "model",
         initial_prompt: str | Sequence[int] | None = None,
         carry_initial_prompt: bool = False,
         hotwords: str | None = None,
@@ -102,11 +109,14 @@ class OpenAIFace:
             processor: WhisperProcessor; None reads the one beside the model.
             verbose: True logs each segment as it is found, to the logger "audiomm.transcribe".
             temperature: One, or several to fall back to while a threshold is missed. 0 is greedy or beam search.
-            compression_ratio_threshold: Text (UTF-8) that compresses better than this repeats itself.
-            logprob_threshold: On the average log-probability of a window's tokens.
+            compression_ratio_threshold: Text (UTF-8) that compresses better than this repeats itself. "model", here
+                and in the next three, is what the model's generation config says, and where it says nothing
+                openai-whisper's default: 2.4.
+            logprob_threshold: On the average log-probability of a window's tokens; else -1.0.
             no_speech_threshold: Windows that are more likely silent than this are skipped, unless their text is more
-                likely than logprob_threshold.
-            condition_on_previous_text: Text before a window is its prompt, unless it was drawn at more than 0.5.
+                likely than logprob_threshold; else 0.6.
+            condition_on_previous_text: Text before a window is its prompt, unless it was drawn at more than 0.5; else
+                True. In the generation config it is condition_on_prev_tokens.
             initial_prompt: Text or tokens before the first window.
             carry_initial_prompt: ... and before every window.
             hotwords: Text before every window, in front of all else.
@@ -171,10 +181,12 @@ class OpenAIFace:
             ),
             "attention_mask": mask,
             "temperature": temperature if isinstance(temperature, (int, float)) else tuple(temperature),
-            "compression_ratio_threshold": compression_ratio_threshold,
-            "logprob_threshold": logprob_threshold,
-            "no_speech_threshold": no_speech_threshold,
-            "condition_on_prev_tokens": condition_on_previous_text,
+            **self._checks(
+                compression_ratio_threshold=compression_ratio_threshold,
+                logprob_threshold=logprob_threshold,
+                no_speech_threshold=no_speech_threshold,
+                condition_on_prev_tokens=condition_on_previous_text,
+            ),
             **_prompts(tokenizer, initial_prompt, carry_initial_prompt, hotwords, prefix),
             "word_timestamps": word_timestamps,
             "tokenizer": tokenizer if word_timestamps else None,
@@ -216,12 +228,27 @@ class OpenAIFace:
             )
         return WhisperProcessor.from_pretrained(self.name_or_path)
 
+    def _checks(self, **asked: Any) -> dict[str, Any]:
+        """Thresholds and conditioning for `generate`, "model" replaced by what that stands for."""
+        settled = {
+            name: openai_default(self.generation_config, name) if value == "model" else value
+            for name, value in asked.items()
+        }
+        # None would be what the generation config says.
+        return {name: OFF if value is None else value for name, value in settled.items()}
+
     def _spoken(self, language: str | None, task: str | None) -> dict[str, Any]:
         """Language and task for `generate`; English-only models need to be told neither."""
         if is_multilingual(self.generation_config):
             return {"language": language, "task": task or "transcribe"}
         is_english = language is None or language.strip("<|>").lower() in ("en", "english")
         return {"language": None if is_english else language, "task": None if task in (None, "transcribe") else task}
+
+
+def openai_default(config: GenerationConfig, name: str) -> float | bool:
+    """What a generation config says about one of `OPENAI_DEFAULTS`, else openai-whisper's default."""
+    own: float | bool | None = getattr(config, name, None)
+    return OPENAI_DEFAULTS[name] if own is None else own
 
 
 def transcript(

@@ -27,7 +27,7 @@ from .options import (
 )
 from .protocol import NoSpeechProbe, fit_window
 from .published import complete
-from .transcription import Transcription
+from .transcription import More, Transcription
 
 #: Arguments of `generate` that say in which form its result is; a stream of segments has one form.
 _FORMS = ("return_dict_in_generate", "force_unique_generate_call")
@@ -253,6 +253,43 @@ class WhisperForConditionalGeneration(OpenAIFace, GenerationMixin, WhisperSeq2Se
             GenerationError: As `generate`, and for options that it does not share.
             ShapeError: As `generate`.
         """
+        return self._events(self._stream(input_features, generation_config, options), monitor_progress)
+
+    def stream_recordings(
+        self,
+        input_features: Any,
+        generation_config: GenerationConfig | None = None,
+        monitor_progress: Callable[[Tensor], None] | None = None,
+        more: More | None = None,
+        **options: Any,
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Transcribe as `generate(..., return_segments=True)` does, and hand out each recording as soon as it is done.
+
+        There is no end to how many there can be: at most `batch_size` are under way, and where one is done and no
+        other row of the features waits, `more` is asked for the next.
+
+        Args:
+            input_features: (batch, mel bins, frames), of any length; what `more` adds must be found in it, too.
+            generation_config: As for `generate`.
+            monitor_progress: As for `generate`.
+            more: Returns the frames and the language (None for that of this call) of one more recording, which is the
+                next row of input_features; or None where there is none for now.
+            **options: As for `stream_segments`.
+
+        Returns:
+            An iterator of (row, {"segments", "language"}), in the order in which recordings are done.
+
+        Raises:
+            GenerationError: As `stream_segments`.
+            ShapeError: As `generate`.
+        """
+        run = self._stream(input_features, generation_config, options)
+        return self._done(run, self._events(run, monitor_progress, more))
+
+    def _stream(
+        self, input_features: Any, generation_config: GenerationConfig | None, options: dict[str, Any]
+    ) -> Transcription:
+        """The transcription that a stream goes through, its options checked."""
         options.pop("return_segments", None)
         unused = [name for name in _FORMS if options.pop(name, None)]
         run, config = begin(self, input_features, generation_config, **options)
@@ -262,13 +299,24 @@ class WhisperForConditionalGeneration(OpenAIFace, GenerationMixin, WhisperSeq2Se
             raise GenerationError(
                 f"{unused[0]} has no meaning for a stream of segments; leave it out, or call generate()."
             )
-        return self._events(run, monitor_progress)
+        return run
+
+    @staticmethod
+    def _done(run: Transcription, events: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Each recording of a run when it is done; those with nothing to hear are at once."""
+        for one in run.recordings:
+            if one.is_done:
+                yield one.row, {"segments": [], "language": one.language}
+        for row, _ in events:
+            one = run.recordings[row]
+            if one.is_done:
+                yield row, {"segments": one.segments, "language": one.language}
 
     def _events(
-        self, run: Transcription, monitor: Callable[[Tensor], None] | None
+        self, run: Transcription, monitor: Callable[[Tensor], None] | None, more: More | None = None
     ) -> Iterator[tuple[int, list[dict[str, Any]]]]:
         """The events of a run; between them the model is in the mode its owner left it in."""
-        events = run.events(monitor)
+        events = run.events(monitor, more)
         with run.stream():
             while True:
                 with torch.no_grad(), eval_mode(self):

@@ -19,6 +19,8 @@ from .words import APPEND_PUNCTUATIONS, PREPEND_PUNCTUATIONS
 RESET_TEMPERATURE = 0.5
 
 TASKS = ("transcribe", "translate")
+#: For a threshold: none, whatever the generation config says.
+OFF = "off"
 
 
 @dataclass(frozen=True)

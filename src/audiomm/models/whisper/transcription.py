@@ -33,12 +33,17 @@ from .options import (
     is_multilingual,
     language_ids,
     language_token,
+    languages_per_item,
     start_tokens,
 )
 from .protocol import Transcriber, fit_window, select
 from .recordings import Recording, WindowText, collect
 from .segments import Split, pad_right, split_segments, without_closing_pair
 from .word_times import Window, add_words
+
+#: Gives another recording that the features have gained as their next row: its frames, and its language or None for
+#: that of the call. None where there is none for now.
+More = Callable[[], tuple[int, str | None] | None]
 
 
 class Transcription:
@@ -68,41 +73,50 @@ class Transcription:
         self.decoder = WindowDecoder(model, config, options, guests, self._assistant_inputs)
         self.timestamp_begin = self.decoder.timestamp_begin
         self._task: str | None = None
+        self._language: str | None = None
+        self._forced_language: int | None = None
         self._is_multilingual = False
         self._is_announced = False
 
     # ------------------------------------------------------------------ opening
 
-    def open(self, lengths: Tensor, languages: list[str | None], task: str | None, override: bool | None) -> None:
+    def open(self, lengths: Tensor, language: Any, task: str | None, override: bool | None) -> None:
         """Make a recording of every item, and settle its language and start tokens where they are known.
 
         Raises:
             GenerationError: A language or task that this model does not know, or either for an English-only one.
         """
+        languages = languages_per_item(language, len(lengths))
         self._is_multilingual = is_multilingual(self.config, override)
         if not self._is_multilingual and (task is not None or any(languages)):
             what = "task" if task is not None else "language"
             raise GenerationError(
                 f"{what} cannot be chosen: this model is English-only and transcribes. Leave task and language unset."
             )
+        # What recordings that come later are in, where nobody says it.
+        self._language = language if isinstance(language, str) else None
+        self._task = task
         forced = forced_start(self.config, self.model.config)
         if self._is_multilingual and task is None and not any(languages):
             names = {int(index): name for name, index in (getattr(self.config, "task_to_id", None) or {}).items()}
             task_token = forced.get(2)
             self._task = None if task_token is None else names.get(task_token)
-            tokens = [forced.get(1)] * len(languages)
-        else:
-            self._task = task
-            tokens = [None if language is None else language_token(language, self.config) for language in languages]
-        for row, (frames, token) in enumerate(zip(lengths.tolist(), tokens, strict=True)):
-            recording = Recording(row, int(frames))
-            if self.options.clips is not None:
-                recording.only(self.options.clips)
-            if self.options.history_ids:
-                recording.history.append(torch.tensor(self.options.history_ids))
-            if token is not None or not self._is_multilingual:
-                self._set_language(recording, token)
-            self.recordings.append(recording)
+            self._forced_language = forced.get(1)
+        for frames, one in zip(lengths.tolist(), languages, strict=True):
+            self._add(int(frames), one)
+
+    def _add(self, frames: int, language: str | None) -> Recording:
+        """A recording behind the others."""
+        recording = Recording(len(self.recordings), frames)
+        if self.options.clips is not None:
+            recording.only(self.options.clips)
+        if self.options.history_ids:
+            recording.history.append(torch.tensor(self.options.history_ids))
+        token = self._forced_language if language is None else language_token(language, self.config)
+        if token is not None or not self._is_multilingual:
+            self._set_language(recording, token)
+        self.recordings.append(recording)
+        return recording
 
     def _set_language(self, recording: Recording, token: int | None) -> None:
         """Settle the language of a recording's next window, None where the model has no choice."""
@@ -169,23 +183,27 @@ class Transcription:
         for _ in self.events(monitor):
             pass
 
-    def events(self, monitor: Callable[[Tensor], None] | None = None) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    def events(
+        self, monitor: Callable[[Tensor], None] | None = None, more: More | None = None
+    ) -> Iterator[tuple[int, list[dict[str, Any]]]]:
         """Go through all windows of all recordings, and tell what was found in each as soon as it is settled.
 
         At most `options.batch_size` recordings are under way at once; when one is done, the next takes its row.
 
         Args:
             monitor: Called before each round of windows with (recordings, 2) frames done and frames in all.
+            more: Asked for another recording when there is room for one and none waits.
 
         Yields:
             The row of a recording in the batch, and the segments that its next window added: none where it holds no
             speech. Windows of a recording come in order, those of different recordings in turn.
         """
         waiting = deque(one for one in self.recordings if not one.is_done)
+        size = self.options.batch_size or len(self.recordings)
         active: list[Recording] = []
         while True:
             active = [recording for recording in active if not recording.is_done]
-            while waiting and len(active) < (self.options.batch_size or len(self.recordings)):
+            while len(active) < size and (waiting or self._has_more(waiting, more)):
                 active.append(waiting.popleft())
             if not active:
                 return
@@ -193,6 +211,15 @@ class Transcription:
                 monitor(torch.tensor([[min(one.seek, one.frames), one.frames] for one in self.recordings]))
             for recording, window in zip(active, self._next_windows(active), strict=True):
                 yield recording.row, window.segments
+
+    def _has_more(self, waiting: deque[Recording], more: More | None) -> bool:
+        """Ask for another recording that has something to be heard."""
+        while more is not None and not waiting and (found := more()) is not None:
+            frames, language = found
+            recording = self._add(frames, self._language if language is None else language)
+            if not recording.is_done:
+                waiting.append(recording)
+        return bool(waiting)
 
     def _next_windows(self, active: list[Recording]) -> list[Window]:
         """Transcribe the next window of each recording, and move on to the one after it."""
@@ -395,19 +422,22 @@ class Transcription:
             return output if times is None else {**dict(output.items()), "token_timestamps": times}
         sequences = output.sequences
         if with_segments:
-            return {**self._hypotheses(output, length), **({} if times is None else {"token_timestamps": times})}
+            return {**self._hypotheses(output, length, times), **({} if times is None else {"token_timestamps": times})}
         if not keep_prompt:
             rows = [self.decoder.before_end(row) for row in sequences[:, length:]]
             sequences = pad_right(rows, self.decoder.pad, sequences.device)
         return sequences if times is None else {"sequences": sequences, "token_timestamps": times}
 
-    def _hypotheses(self, output: GenerateOutput, start: int) -> dict[str, Any]:
+    def _hypotheses(self, output: GenerateOutput, start: int, times: Tensor | None) -> dict[str, Any]:
         """Sequences, segments and languages of several hypotheses a recording, the best one first."""
         assert output.sequences is not None, "a loop always returns sequences"
         rows = [self.decoder.before_end(row) for row in output.sequences[:, start:]]
         count = len(rows) // len(self.recordings)
         owners = [recording for recording in self.recordings for _ in range(count)]
         texts = self.decoder.measured(output, rows, owners)
+        if times is not None:
+            for text, found in zip(texts, times, strict=True):
+                text.token_times = found[: len(text.tokens)]
         answer = {
             "sequences": pad_right(rows, self.decoder.pad, output.sequences.device),
             "segments": [self._whole_window(one, text) for one, text in zip(owners, texts, strict=True)],

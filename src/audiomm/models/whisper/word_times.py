@@ -1,8 +1,9 @@
 """When each word is said: from tokens on a path through the audio to words that a subtitle can use.
 
-The text of a window is read once more without its timestamps. The path through the attention enters the row that writes
-a word's first token where the word before it ends; the word begins where that row's attention rises, which after a
-pause is later. Rules of thumb then shorten words that swallowed a pause all the same.
+The text of a window is read once more without its timestamps; with them where the checkpoint was trained to find its
+way by them, which `alignment_with_timestamps` in its generation config says. The path through the attention enters the
+row that writes a word's first token where the word before it ends; the word begins where that row's attention rises,
+which after a pause is later. Rules of thumb then shorten words that swallowed a pause all the same.
 Source: OpenAI's `timing`, where words begin as soon as the one before has ended.
 """
 
@@ -151,12 +152,22 @@ def find_words(
     spoken = [index for index, text in enumerate(texts) if any(text)]
     for start in range(0, len(spoken), WINDOWS_AT_ONCE):
         group = spoken[start : start + WINDOWS_AT_ONCE]
-        tokens = [[token for text in texts[index] for token in text] for index in group]
+        tokens = [_read(model, windows[index], texts[index], tokenizer) for index in group]
         spoken_tokens = _spoken(model, encoded[group], [windows[index] for index in group], tokens, tokenizer, heads)
         for index, times in zip(group, spoken_tokens, strict=True):
             timed = _timed(windows[index], texts[index], times, tokenizer, punctuation)
             found[index] = _finished(windows[index], timed)
     return found
+
+
+def _read(model: AlignedModel, window: Window, texts: Sequence[list[int]], tokenizer: Any) -> list[int]:
+    """The tokens of a window to be read again: its text, or its text and timestamps."""
+    config = getattr(model, "generation_config", None)
+    if not getattr(config, "alignment_with_timestamps", False):
+        return [token for text in texts for token in text]
+    special = set(tokenizer.all_special_ids)
+    every = [token for segment in window.segments for token in torch.as_tensor(segment["tokens"]).tolist()]
+    return [token for token in every if token >= tokenizer.timestamp_begin or token not in special]
 
 
 def _text_of(tokens: Any, tokenizer: Any) -> list[int]:
@@ -185,30 +196,34 @@ def _spoken(
     tokenizer: Any,
     heads: Heads,
 ) -> list[_Tokens]:
-    without_times = tokenizer.timestamp_begin - 1
-    openings = [[*(token for token in one.start_tokens if token != without_times), without_times] for one in windows]
+    begin = tokenizer.timestamp_begin
+    openings = []
+    for one, text in zip(windows, texts, strict=True):
+        opening = [token for token in one.start_tokens if token != begin - 1]
+        openings.append(opening if any(token >= begin for token in text) else [*opening, begin - 1])
     rows = [[*opening, *text, tokenizer.eos_token_id] for opening, text in zip(openings, texts, strict=True)]
     # The end token is there for comparison only; it may be one more than the decoder has places.
     rows = [row[: model.config.max_target_positions] for row in rows]
     scores, hidden = read_again(model, encoded, rows, heads)
     is_text = torch.ones(model.config.vocab_size, dtype=torch.bool, device=hidden.device)
-    is_text[tokenizer.timestamp_begin :] = False
+    is_text[begin:] = False
     is_text[[token for token in tokenizer.all_special_ids if token < len(is_text)]] = False
     found = []
     for index, (window, text) in enumerate(zip(windows, texts, strict=True)):
-        # Row by row: the one before a text token writes it.
+        # Row by row: the one before a token writes it.
         writers = slice(len(openings[index]) - 1, len(openings[index]) + len(text))
         weights = scores[index, :, : len(rows[index]), : positions_of(window.frames)].softmax(dim=-1)
         picture = smoothed(weights, model.config.median_filter_width)[writers]
-        logits = model.proj_out(hidden[index, writers][:-1]).float().masked_fill(~is_text, -torch.inf)
-        chosen = torch.tensor(text, device=logits.device)[:, None]
+        words = [place for place, token in enumerate(text) if token < begin]
+        logits = model.proj_out(hidden[index, writers][:-1][words]).float().masked_fill(~is_text, -torch.inf)
+        chosen = torch.tensor([text[place] for place in words], device=logits.device)[:, None]
         probabilities = logits.softmax(dim=-1).gather(1, chosen)[:, 0]
-        # The row after the last token's says where that ends.
+        # The row after a token's says where that ends.
         entries = first_positions(picture)
         found.append(
             _Tokens(
-                onsets(picture, entries)[:-1] * SECONDS_PER_POSITION,
-                entries[1:] * SECONDS_PER_POSITION,
+                onsets(picture, entries)[:-1][words] * SECONDS_PER_POSITION,
+                entries[1:][words] * SECONDS_PER_POSITION,
                 probabilities.cpu().numpy(),
             )
         )
