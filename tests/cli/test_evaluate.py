@@ -33,8 +33,7 @@ def test_rates_their_interval_and_the_worst_are_printed(fake: Any, clips: Path, 
     assert lines[2] == "1 substituted, 3 left out, 0 put in, of 5 words in 2 recordings"
     assert lines[4:] == [f"{clips / 'b.wav'}: 4 of 4 words wrong", "  said   good day to you", "  heard  grüße"]
     assert fake.loaded_with["model"] == "some/model"
-    (heard, call) = fake.calls[0]
-    assert heard == [str(clips / "a.wav"), str(clips / "b.wav")]
+    ((_, call),) = fake.calls
     assert call["generate_kwargs"] == {"language": "de", "task": "transcribe", "num_beams": 1}
     scores = json.loads(output.read_text())
     assert (scores["wer"], scores["deletions"], len(scores["utterances"])) == (0.8, 3, 2)

@@ -360,8 +360,6 @@ def test_words_of_long_audio_are_in_seconds_of_the_whole(digits):
     offset = len(pi) / 16_000 + 27
     near = [min(abs(word["start"] - offset - start) for start in STARTS["pi"]) for word in later]
     assert len(later) >= 4
-    # This is about the offset: times counted from the window would be seconds off. It was 0.1 until the bundled model
-    # was retrained, whose words in a second window are 0.11 s off in the median: a loss of that model, not of the rule.
     assert np.median(near) <= 0.1
 
 

@@ -342,7 +342,7 @@ def lora_tensors(model: nn.Module) -> dict[str, Tensor]:
             found[f"{name}.{inside}lora_B.weight"] = added.lora_B.weight
     for name, module in _whole_modules(model, config):
         found.update({f"{name}.{leaf}": value for leaf, value in module.named_parameters() if "lora_" not in leaf})
-    return {_PREFIX + name: value for name, value in found.items()}
+    return {_PREFIX + name.removeprefix("."): value for name, value in found.items()}
 
 
 def save_lora(model: nn.Module, save_directory: str | os.PathLike[str]) -> None:
