@@ -119,6 +119,8 @@ def save_model(state: dict[str, Tensor], folder: Path) -> None:
         "alignment_with_timestamps": True,
         "begin_suppress_tokens": None,
         "bos_token_id": EOT,
+        "compression_ratio_threshold": 10.0,  # ten words said again and again compress well
+        "condition_on_prev_tokens": False,  # it never saw a text before the window
         "decoder_start_token_id": SOT,
         "eos_token_id": EOT,
         "is_multilingual": True,

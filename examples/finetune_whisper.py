@@ -85,6 +85,7 @@ def main(argv: list[str] | None = None) -> tuple[float, float]:
     parser.add_argument("--model", default="audiomm/whisper-digits", help="hub id or folder")
     parser.add_argument("--lora", action="store_true", help="train small matrices beside the weights instead")
     parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--copies", type=int, default=3, help="of each clip at other speeds and pitches")
     parser.add_argument("--learning_rate", type=float, help="5e-4, or 2e-3 with --lora")
     arguments = parser.parse_args(argv)
 
@@ -97,6 +98,7 @@ def main(argv: list[str] | None = None) -> tuple[float, float]:
 
     learnt = ds.read_recordings(arguments.data, LEARNT_TAKES, [arguments.speaker])
     clips = sum(len(takes) for digits in learnt.values() for takes in digits)
+    voices = {**learnt, **ds.perturbed(learnt, arguments.copies, seed=2)}
     if arguments.lora:
         add_lora(model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"))
         for part, (trained, every) in trainable_report(model).items():
@@ -107,7 +109,7 @@ def main(argv: list[str] | None = None) -> tuple[float, float]:
         args=Seq2SeqTrainingArguments(
             output_dir=str(arguments.output),
             max_steps=arguments.steps,
-            per_device_train_batch_size=4,
+            per_device_train_batch_size=2,
             learning_rate=arguments.learning_rate or (2e-3 if arguments.lora else 5e-4),
             lr_scheduler_type="cosine",
             warmup_steps=0.1,
@@ -116,7 +118,7 @@ def main(argv: list[str] | None = None) -> tuple[float, float]:
             save_strategy="no",
             seed=0,
         ),
-        train_dataset=Strings(learnt, processor.tokenizer, 240, seed=1),
+        train_dataset=Strings(voices, processor.tokenizer, 2 * arguments.steps, seed=1),
         data_collator=DataCollatorSpeechSeq2SeqWithPadding(processor),
         processing_class=processor,
     )

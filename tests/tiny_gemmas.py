@@ -85,7 +85,7 @@ def gemma4_model(processor: Gemma4Processor, kind: str = "per-layer", seed: int 
     marks = _marks(processor.tokenizer) | {"video_token_id": processor.video_token_id}
     config = gemma4.Gemma4Config(
         text_config=text,
-        vision_config=_SIZES_4.VISION | {"position_embedding_size": 128},
+        vision_config=_SIZES_4.VISION | {"position_embedding_size": 1024},
         audio_config=_SIZES_4.SOUND,
         **marks,
     )

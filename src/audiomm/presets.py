@@ -108,14 +108,14 @@ class ImageConverter(_Door):
     """The image processor of a model."""
 
     auto_class = "AutoImageProcessor"
-    families = ("gemma3n", "gemma4")
+    families: ClassVar[tuple[str, ...]] = ("gemma3n", "gemma4")
 
 
 class VideoConverter(_Door):
     """The video processor of a model."""
 
     auto_class = "AutoVideoProcessor"
-    families = ("gemma4",)
+    families: ClassVar[tuple[str, ...]] = ("gemma4",)
 
 
 class Gemma3nBackbone(Backbone):

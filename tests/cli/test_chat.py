@@ -71,3 +71,36 @@ def test_a_conversation_remembers_what_was_said_and_begins_anew(clip, capsys):
 def test_a_missing_attachment_is_an_error_before_the_model_is_loaded(capsys):
     assert main(["chat", "no/model", "--attach", "missing.wav"]) == 1
     assert "missing.wav" in capsys.readouterr().err
+
+
+def test_control_c_ends_the_answer_and_not_the_conversation(capsys):
+    class Interrupted(Recorder):
+        def stream(self, messages, **options):
+            self.asked.append(messages)
+            yield "so far"
+            if len(self.asked) == 1:
+                raise KeyboardInterrupt
+
+    pipe = Interrupted()
+    talk = Conversation(pipe, None, {})
+    assert talk.obey("tell me everything")
+    assert talk.obey("and now?")
+    assert pipe.asked[1][1] == {"role": "assistant", "content": [{"type": "text", "text": "so far"}]}
+
+
+@pytest.mark.parametrize("family", ["gemma3n", "gemma4"])
+def test_a_model_answers_in_a_terminal_with_a_file(family, gemma_folders, clip, capsys):
+    arguments = ["chat", str(gemma_folders[family]), "--device", "cpu", "--max_new_tokens", "4"]
+    assert main([*arguments, "--attach", str(clip), "--prompt", "what is said?"]) == 0
+    assert capsys.readouterr().out.strip()
+    assert main([*arguments, "--prompt", f"look at '{clip.parent / 'none.png'}'"]) == 0
+    assert main([*arguments, "--temperature", "0", "--prompt", f"'{clip}' '{clip}' hello"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(["--max_new_tokens", "0"], "at least 1 is needed"), (["--temperature", "-1"], "cannot be negative")],
+)
+def test_numbers_out_of_range_are_refused_before_the_model_is_loaded(options, message, capsys):
+    assert main(["chat", "no/model", *options]) == 2
+    assert message in capsys.readouterr().err

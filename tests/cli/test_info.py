@@ -64,8 +64,11 @@ def test_a_gemma_tells_its_parts_before_anything_is_downloaded(
         "layer_types": ["sliding_attention", "full_attention"] * 2, "max_position_embeddings": 100,
         "enable_moe_block": True, "num_experts": 5, "top_k_experts": 2, "moe_intermediate_size": 16,
     }  # fmt: skip
-    Gemma4Config(text_config=text, vision_config={"hidden_size": 24, "num_hidden_layers": 1},
-                 architectures=["Gemma4ForConditionalGeneration"]).save_pretrained(tmp_path)
+    Gemma4Config(
+        text_config=text,
+        vision_config={"hidden_size": 24, "num_hidden_layers": 1},
+        architectures=["Gemma4ForConditionalGeneration"],
+    ).save_pretrained(tmp_path)
     assert main(["info", str(tmp_path)]) == 0
     found = facts(capsys.readouterr().out)
     assert found["num_hidden_layers"] == "4" and found["num_experts"] == "5" and found["sliding_window"] == "6"

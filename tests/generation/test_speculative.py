@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from audiomm.base.errors import GenerationError
+from audiomm.generation.speculative import Balance
 
 ENDS = {"eos_token_id": [1, 2, 3]}
 
@@ -100,3 +101,36 @@ def test_an_assistant_of_another_vocabulary_is_refused(toy, prompts):
     other.config.vocab_size = 30
     with pytest.raises(GenerationError, match="the assistant's vocabulary has 30 tokens and the model's 24"):
         toy().generate(prompts, assistant_model=other)
+
+
+def test_drafts_that_do_not_pay_pause_longer_and_longer():
+    balance, asked = Balance(0.1), []
+    for _ in range(200):
+        asked.append(balance.wants_drafts())
+        if asked[-1]:
+            balance.note(5, 0)
+    assert asked == [True] * 16 + [False] * 16 + [True] * 16 + [False] * 32 + [True] * 16 + [False] * 64 + (
+        [True] * 16 + [False] * 24
+    )
+    useful = Balance(0.1)
+    for _ in range(100):
+        assert useful.wants_drafts()
+        useful.note(5, 1)
+    # Found out anew: one token in two rounds of five drafts at a tenth of a step each pays exactly.
+    for number in range(32):
+        useful.note(5, number % 2)
+    assert useful.wants_drafts()
+
+
+def test_a_useless_assistant_is_hardly_asked(toy, prompts):
+    model, assistant = toy(0, eos_token_id=None), toy(1, eos_token_id=None)
+    options = {"max_new_tokens": 80, "no_repeat_ngram_size": 3}
+    wanted = model.generate(prompts, **options)
+    got = model.generate(
+        prompts, **options, assistant_model=assistant, assistant_confidence_threshold=0.0, return_dict_in_generate=True
+    )
+    assert torch.equal(got.sequences, wanted)
+    counts = got.draft_counts
+    assert counts["accepted"] + counts["rounds"] == 79
+    # 20 drafts a round in 32 of the rounds, not in all 79.
+    assert counts["drafted"] <= 33 * 20

@@ -94,6 +94,32 @@ def test_frames_at_unequal_distances_keep_their_times() -> None:
     assert metadata.timestamps[:4] == pytest.approx([0.0, 0.05, 0.4, 0.45])
 
 
+@pytest.mark.parametrize(("degrees", "corner"), [(0, (0, 0)), (-90, (0, 1)), (180, (1, 1)), (90, (1, 0))])
+def test_videos_of_phones_are_turned_upright(degrees: int, corner: tuple[int, int]) -> None:
+    av = pytest.importorskip("av")
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        if not hasattr(stream, "set_display_rotation"):
+            pytest.skip("this PyAV cannot write marks of rotation")
+        stream.set_display_rotation(degrees)
+        for index in range(4):
+            picture = np.zeros((48, 64, 3), np.uint8)
+            picture[:24, :32] = 200
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = index, Fraction(1, 10)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    frames, metadata = load_video(file.getvalue(), num_frames=2)
+    assert frames.shape == ((2, 64, 48, 3) if degrees in (90, -90) else (2, 48, 64, 3))
+    assert (metadata.height, metadata.width) == frames.shape[1:3]
+    # Against the clock by -90 degrees, what is at the left above comes to the right above.
+    height, width = frames.shape[1] // 2, frames.shape[2] // 2
+    quarters = frames[0].reshape(2, height, 2, width, 3).mean(axis=(1, 3, 4))
+    assert np.unravel_index(quarters.argmax(), (2, 2)) == corner and quarters.max() > 150
+
+
 def test_one_frame_is_a_video_and_too_few_are_all_taken(caplog: pytest.LogCaptureFixture) -> None:
     frames, metadata = load_video(encoded(1), num_frames=32)
     assert len(frames) == 1 and metadata.timestamps == [0.0]
@@ -186,7 +212,12 @@ def test_metadata_reads_by_attribute_and_by_key() -> None:
         ({"timestamps": [1.0]}, "1 timestamps for 3 frames"),
         ({"timestamps": [1.0, 0.5, 2.0]}, "run backwards"),
         ({"frames_indices": [0, 5, 90], "total_num_frames": 50}, "from 0 to 90 of a video of 50"),
-        ({"frames_indices": [-1, 0, 1]}, "from -1 to 1"),
+        ({"frames_indices": [-1, 0, 1]}, "frames_indices=.* whole numbers from 0 on"),
+        ({"frames_indices": [0, 1.5, 2]}, "frames_indices=.* whole numbers from 0 on"),
+        ({"timestamps": [0.0, float("nan"), 2.0]}, "seconds=.* numbers from 0 on"),
+        ({"timestamps": ["00:00", "00:01", "00:02"]}, "seconds=.* numbers from 0 on"),
+        ({"timestamps": [-1.0, 0.0, 1.0]}, "seconds=.* numbers from 0 on"),
+        ({"fps": True}, "fps=True"),
         ({"speed": 2}, "holds 'speed'"),
     ],
 )

@@ -174,6 +174,27 @@ def test_entries_without_media_are_empty(everything: Gemma4CausalLMPreprocessor)
     assert not x["vision_mask"].any() and not x["audio_mask"].any()
 
 
+def test_mel_frames_made_before_are_taken(everything: Gemma4CausalLMPreprocessor, clip: Maker) -> None:
+    batch: dict[str, Any] = {"prompts": ["a <|audio|> b", "c"], "responses": ["x", "y"]}
+    wanted = everything({**batch, "audio": [clip(), None]})[0]
+    made = {name: wanted[name] for name in ("audio_mel", "audio_mel_mask")}
+    tokens = int(wanted["audio_mask"].sum())
+    expanded = "<|audio>" + "<|audio|>" * tokens + "<audio|>"
+    for prompt in (batch["prompts"][0], f"a {expanded} b"):
+        found = everything({**batch, "prompts": [prompt, "c"], **made})[0]
+        assert found.keys() == wanted.keys() and all(found[name].equal(wanted[name]) for name in found)
+    alone = everything({"prompts": "a <|audio|> b", "responses": "x", **{name: made[name][0] for name in made}})[0]
+    assert alone["token_ids"].equal(wanted["token_ids"][0]) and alone["audio_mel"].equal(wanted["audio_mel"][0])
+    with pytest.raises(PlaceholderError, match=f"holds 2 of the mark .* of 1 clips, {tokens} tokens"):
+        everything({**batch, "prompts": ["<|audio|> <|audio|>", "c"], **made})
+    with pytest.raises(InputError, match="'audio_mel' needs 'audio_mel_mask'"):
+        everything({**batch, "audio_mel": made["audio_mel"]})
+    with pytest.raises(InputError, match="audio_mel of shape"):
+        everything({**batch, **made, "audio_mel": made["audio_mel"][0]})
+    with pytest.raises(InputError, match="1 prompts but audio_mel for 2"):
+        everything({"prompts": ["a <|audio|>"], "responses": ["x"], **made})
+
+
 def test_features_made_before_are_taken(
     everything: Gemma4CausalLMPreprocessor, gemma4_tokenizer: GemmaTokenizer
 ) -> None:

@@ -1,4 +1,4 @@
-"""Gemma4CausalLMPreprocessor against keras-hub's: every field, on one tokenizer and the same pictures, frames and clips.
+"""Gemma4CausalLMPreprocessor against keras-hub's, field by field, on one tokenizer and the same media.
 
 Pictures and frames here have exactly as many tokens as keras-hub reserves for each, for its counts are fixed and ours
 are those of the features; what differs on purpose besides says why. keras-hub is a reference of this test only.
@@ -130,7 +130,10 @@ def pictures(count: int, *shape: int) -> np.ndarray:
 )
 def test_text_is_packed_alike(keras_hub: Any, options: dict[str, Any]) -> None:
     ours, theirs = pair(keras_hub, **options)
-    batch = {"prompts": ["hello the world", "he", "", "what?\nnaïve"], "responses": ["the hello", "", "yes, it is", "o"]}
+    batch = {
+        "prompts": ["hello the world", "he", "", "what?\nnaïve"],
+        "responses": ["the hello", "", "yes, it is", "o"],
+    }
     found, expected = ours(batch), theirs(batch)
     agree(found[0], expected[0])
     assert np.array_equal(found[1], np.asarray(expected[1])) and np.array_equal(found[2], np.asarray(expected[2]))
@@ -150,7 +153,10 @@ def test_prompts_of_generation_and_their_answers_are_alike(keras_hub: Any) -> No
         assert ours.generate_postprocess(found) == (
             theirs.generate_postprocess(expected) if isinstance(x, str) else list(theirs.generate_postprocess(expected))
         )
-    agree(ours.generate_preprocess("hello the", sequence_length=6), theirs.generate_preprocess("hello the", sequence_length=6))
+    agree(
+        ours.generate_preprocess("hello the", sequence_length=6),
+        theirs.generate_preprocess("hello the", sequence_length=6),
+    )
 
 
 # ------------------------------------------------------------------------------------------------ pictures

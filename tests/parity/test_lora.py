@@ -49,9 +49,7 @@ def apart(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_adapters_of_whisper_travel_both_ways(
-    name: str, peft: Any, pair: Any, inputs_for: Any, tmp_path: Path
-) -> None:
+def test_adapters_of_whisper_travel_both_ways(name: str, peft: Any, pair: Any, inputs_for: Any, tmp_path: Path) -> None:
     theirs, ours = pair()
     inputs = inputs_for("WhisperForConditionalGeneration")
     before = logits(ours, inputs)
@@ -92,9 +90,7 @@ EXPERTS = {
 
 
 @pytest.mark.parametrize("targets", [["gate_up_proj"], ["gate_up_proj", "down_proj"], ["down_proj", "gate_up_proj"]])
-def test_adapters_of_experts_travel_both_ways(
-    targets: list[str], reference: Any, peft: Any, tmp_path: Path
-) -> None:
+def test_adapters_of_experts_travel_both_ways(targets: list[str], reference: Any, peft: Any, tmp_path: Path) -> None:
     torch.manual_seed(0)
     theirs = reference.Gemma4ForCausalLM(reference.Gemma4TextConfig(**EXPERTS)).eval()
     with torch.no_grad():

@@ -250,7 +250,7 @@ def test_a_saved_pipeline_comes_back_with_its_processor(pipes, marks, gemmas, tm
 
 def test_thoughts_and_tool_calls_of_an_answer_are_told_apart(gemma_folders, monkeypatch) -> None:
     pipe = pipeline("any-to-any", model=str(gemma_folders["gemma4"]), device="cpu")
-    written = "<|channel>thought\nhm<channel|>yes<|tool_call>call:look{place:<|\"|>here<|\"|>}<tool_call|><turn|>"
+    written = '<|channel>thought\nhm<channel|>yes<|tool_call>call:look{place:<|"|>here<|"|>}<tool_call|><turn|>'
     ids = torch.tensor(pipe.tokenizer(written, add_special_tokens=False).input_ids)
 
     def generate(**kwargs: Any) -> torch.Tensor:

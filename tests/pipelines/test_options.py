@@ -161,6 +161,34 @@ def test_generation_defaults_yield_to_the_models_own(make_pipe: Any, make_sound:
     assert beams_and_tokens(num_beams=2, max_new_tokens=9) == (None, None)
 
 
+def test_a_transcript_has_no_loops_unless_they_are_wanted(pipe: Any, make_sound: Any) -> None:
+    def breaks(call: Any, **options: Any) -> Any:
+        call(make_sound(3, 1), **options)
+        return pipe.model.calls[-1].get("break_loops")
+
+    assert (breaks(pipe.transcribe), breaks(pipe.transcribe, generate_kwargs={"num_beams": 1})) == (True, True)
+    assert breaks(pipe.transcribe, break_loops=False) is False
+    # A call of the pipeline gives what transformers gives.
+    assert breaks(pipe) is None
+
+
+def test_further_hypotheses_stand_beside_the_best_one(pipe: Any, make_sound: Any) -> None:
+    inner = pipe.model.generate
+
+    def several(*args: Any, num_return_sequences: int, **kwargs: Any) -> Any:
+        found = inner(*args, **kwargs)
+        later = [[{**one, "tokens": one["tokens"] + 1} for one in row] for row in found["segments"]]
+        pairs = [one for pair in zip(found["segments"], later, strict=True) for one in pair]
+        return {**found, "segments": pairs, "languages": ["fr"] * len(pairs)}
+
+    pipe.model.generate = several
+    items = [make_sound(3, 1), make_sound(4, 2)]
+    found = pipe(items, batch_size=2, num_return_sequences=2, return_timestamps=True)
+    assert [(one["text"], one["alternatives"][0]["text"]) for one in found] == [(" w1", " w2"), (" w2", " w3")]
+    assert found[0]["alternatives"][0]["chunks"] == [{"timestamp": (1.0, 2.0), "text": " w2"}]
+    assert [one.text for one in pipe.transcribe(items[0], num_return_sequences=2).alternatives] == [" w2"]
+
+
 def test_times_that_the_model_always_gives_are_given(make_pipe: Any, make_sound: Any) -> None:
     assert "chunks" in make_pipe({"return_timestamps": True})(make_sound(3, 1))
 

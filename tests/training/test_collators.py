@@ -55,6 +55,7 @@ def test_the_start_token_stands_once_in_what_the_decoder_reads(processor: Any) -
     assert batch["input_features"].shape == (2, 80, 3000)
     without = [{**sample, "labels": sample["labels"][1:]} for sample in samples]
     assert torch.equal(collate(without)["labels"], batch["labels"])
+    assert torch.equal(collate([samples[0], without[1]])["labels"], batch["labels"]), "each row by itself"
     real = batch["labels"][1][batch["labels"][1] != -100]
     assert processor.tokenizer.decode(real, skip_special_tokens=True).strip() == "three"
 
@@ -212,7 +213,9 @@ def test_chats_that_cannot_be_learnt_are_named(sample: Any, options: Any, words:
 
 
 def test_samples_of_one_shape_are_stacked() -> None:
-    batch = audiomm.default_data_collator([{"x": [1, 2], "label": 3, "name": "a"}, {"x": [3, 4], "label": 4, "name": "b"}])
+    batch = audiomm.default_data_collator(
+        [{"x": [1, 2], "label": 3, "name": "a"}, {"x": [3, 4], "label": 4, "name": "b"}]
+    )
     assert batch["x"].tolist() == [[1, 2], [3, 4]]
     assert batch["labels"].tolist() == [3, 4]
     assert set(batch) == {"x", "labels"}

@@ -152,7 +152,9 @@ def test_experts_are_never_left_out_silently() -> None:
     words = r"1 expert parameters \(gate_up_proj\) are no linears .* Pass target_parameters=\['gate_up_proj'\]"
     with pytest.raises(ConfigError, match=words):
         audiomm.add_lora(Experts(), audiomm.LoraConfig(target_modules="all-linear"))
-    with pytest.raises(ConfigError, match=r"'gate_up_proj' fits no linear .* pass target_parameters=\['gate_up_proj'\]"):
+    with pytest.raises(
+        ConfigError, match=r"'gate_up_proj' fits no linear .* pass target_parameters=\['gate_up_proj'\]"
+    ):
         audiomm.add_lora(Experts(), audiomm.LoraConfig(target_modules=["gate_up_proj"]))
     both = audiomm.LoraConfig(target_modules="all-linear", target_parameters=["gate_up_proj"])
     assert hasattr(audiomm.add_lora(Experts(), both).router, "lora_A")

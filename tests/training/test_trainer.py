@@ -216,6 +216,8 @@ def test_what_cannot_be_a_run_is_refused(make_trainer: Any, make_model: Any) -> 
         audiomm.Trainer(args=audiomm.TrainingArguments(use_cpu=True))
     with pytest.raises(ConfigError, match="nothing to evaluate"):
         make_trainer().evaluate()
+    with pytest.raises(ConfigError, match="hyper-parameter search is not part"):
+        make_trainer().train(trial={"lr": 1})
 
 
 # ------------------------------------------------------------------------------------------------------- evaluation
@@ -523,6 +525,47 @@ def test_a_progress_bar_goes_to_stderr(make_trainer: Any, capsys: Any) -> None:
     out, err = capsys.readouterr()
     assert not out
     assert "2/2" in err
+
+
+def test_what_goes_to_the_hub_is_the_model_without_its_checkpoints(make_trainer: Any, monkeypatch: Any) -> None:
+    trainer = make_trainer("my-model", max_steps=2, save_strategy="steps", save_steps=1, push_to_hub=True)
+    sent: list[Any] = []
+
+    def push(name: str, *, folder: Path, **options: Any) -> str:
+        sent.append((name, options["commit_message"], sorted(path.name for path in folder.iterdir())))
+        return "https://hub"
+
+    monkeypatch.setattr(trainer.model, "push_to_hub", push)
+    trainer.train()
+    files = ["config.json", "generation_config.json", "model.safetensors"]
+    progress = [("my-model", f"Training in progress, step {step}", files) for step in (1, 2)]
+    assert sent == [*progress, ("my-model", "End of training", files)]
+    assert not (Path(trainer.args.output_dir) / ".upload").exists()
+
+
+def test_a_model_that_predicts_the_next_token_counts_those_it_predicts(make_trainer: Any, losses: Any) -> None:
+    """The first label of a row is nobody's target."""
+    config = audiomm.Gemma4TextConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8, global_head_dim=8, sliding_window=4, max_position_embeddings=32,
+        layer_types=["sliding_attention", "full_attention"], hidden_size_per_layer_input=0, pad_token_id=0,
+        num_kv_shared_layers=0,
+    )  # fmt: skip
+    samples = [{"input_ids": [(3 * i + j) % 39 + 1 for j in range(8)], "labels": [-100] * (i % 6)} for i in range(12)]
+    for sample in samples:
+        sample["labels"] = sample["labels"] + sample["input_ids"][len(sample["labels"]) :]
+    runs = []
+    for size, parts in ((4, 1), (1, 4)):
+        torch.manual_seed(0)
+        trainer = make_trainer(
+            f"{size}", model=audiomm.Gemma4ForCausalLM(config), train_dataset=samples, max_steps=6,
+            data_collator=audiomm.default_data_collator, per_device_train_batch_size=size,
+            gradient_accumulation_steps=parts, optim="sgd", learning_rate=0.1,
+        )  # fmt: skip
+        trainer.train()
+        runs.append(losses(trainer))
+    assert runs[0] == pytest.approx(runs[1], rel=1e-5)
+    assert runs[0][-1] < runs[0][0]
 
 
 @pytest.mark.slow

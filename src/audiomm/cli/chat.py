@@ -90,12 +90,19 @@ class Conversation:
         return True
 
     def answer(self, text: str, parts: list[dict[str, Any]]) -> None:
-        """Ask, print the answer as it comes, and remember both; a question that fails is forgotten."""
+        """Ask, print the answer as it comes, and remember both; a question that fails is forgotten.
+
+        Ctrl-C ends the answer, not the conversation.
+        """
         question = {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
         pieces = []
-        for piece in self.pipe.stream([*self.messages, question], **self.options):
-            print(piece, end="", flush=True)
-            pieces.append(piece)
+        stream = self.pipe.stream([*self.messages, question], **self.options)
+        try:
+            for piece in stream:
+                print(piece, end="", flush=True)
+                pieces.append(piece)
+        except KeyboardInterrupt:
+            stream.close()
         print()
         answer = {"role": "assistant", "content": [{"type": "text", "text": "".join(pieces)}]}
         self.messages += [question, answer]

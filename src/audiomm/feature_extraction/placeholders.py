@@ -16,6 +16,7 @@ import torch
 
 from ..base.chat import TYPED_END, TYPED_START
 from ..base.errors import PlaceholderError
+from ..media.samples import has_channels_last
 
 
 @dataclass
@@ -62,7 +63,8 @@ def is_clip(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return bool(value) and isinstance(value[0], (int, float, np.number))
     if isinstance(value, (np.ndarray, torch.Tensor)):
-        return value.ndim <= 1 or (value.ndim == 2 and value.shape[0] == 1)
+        # Channels behind samples are no batch either: the extractor says what to do about them.
+        return value.ndim <= 1 or (value.ndim == 2 and (value.shape[0] == 1 or has_channels_last(value.shape)))
     return True
 
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..base.errors import GenerationError
 from ..base.outputs import GenerateOutput, ModelOutput
@@ -22,7 +22,13 @@ from .sample import choose, finish
 
 
 class Drafter(Protocol):
-    """Proposes what may come next."""
+    """Proposes what may come next.
+
+    Attributes:
+        cost: What a draft costs, as a share of a step of the model.
+    """
+
+    cost: float
 
     def propose(self, ids: Tensor, count: int) -> Tensor:
         """(rows, at most count) int64 tokens that may follow ids (rows, length); none is a good answer too."""
@@ -37,6 +43,8 @@ class PromptLookup:
 
     Source: prompt lookup decoding, github.com/apoorvumang/prompt-lookup-decoding.
     """
+
+    cost = 0.0
 
     def __init__(self, count: int, longest: int) -> None:
         self.count, self.longest = count, longest
@@ -73,6 +81,7 @@ class AssistantModel:
         own = replace(request, model=model, model_inputs=inputs, config=config, logprobs=False)
         state, _ = start(own, copies, Record(config))
         self.model, self.cache, self.processors = model, state.cache, request.processors
+        self.cost = _share_of_weights(model, request.model)
         # Slots of a prompt that was given as embeddings alone, whose ids are not known.
         self.unseen = state.cache.length - state.length
         self.count = request.config.num_assistant_tokens or 1
@@ -96,10 +105,11 @@ class AssistantModel:
 
 
 class StateDrafter:
-    """Drafts what a drafter trained on the target model's own states and keys makes of them.
+    """Drafts with a model that was trained to go on from the target model's own states and keys.
 
-    Source: multi-token prediction, arXiv:2404.19737, as in Gemma 4's assistants: all drafts of a round are made at the
-    position of the newest token, each from the state that the one before it handed on.
+    A draft leaves a state behind, which stands in for the target's in the next draft; the place in the text and the
+    keys stay those of the newest token for the whole round. Source: multi-token prediction, arXiv:2404.19737, and the
+    model cards of Gemma 4's assistants.
 
     Args:
         model: The drafter; see `models.gemma4.assistant`.
@@ -112,24 +122,74 @@ class StateDrafter:
         self.model, self.target, self.state, self.processors = model, request.model, state, request.processors
         own, asked = model.generation_config.num_assistant_tokens, request.config.num_assistant_tokens
         self.count = own if own is not None and asked == DEFAULTS["num_assistant_tokens"] else asked or 1
+        self.cost = _share_of_weights(model, request.model)
 
     def propose(self, ids: Tensor, count: int) -> Tensor:
-        length, hidden = ids.shape[1], self.state.hidden
-        if hidden is None:
+        if self.state.hidden is None:
             raise GenerationError("this drafter reads the target's states, and the model in use does not tell them.")
-        pairs, masks, place = self.target.draft_view(self.state.cache)  # type: ignore[attr-defined]
-        for _ in range(min(count, self.count)):
-            embedded = self.target.embed_drafted(ids[:, -1:])  # type: ignore[attr-defined]
-            output = self.model(
-                inputs_embeds=torch.cat((embedded, hidden.to(embedded)), dim=-1),
+        target: Any = self.target
+        pairs, masks, place = target.draft_view(self.state.cache)
+        drafted, state = ids, self.state.hidden
+        while drafted.shape[1] < ids.shape[1] + min(count, self.count):
+            word = target.embed_drafted(drafted[:, -1:])
+            draft = self.model(
+                inputs_embeds=torch.cat((word, state.to(word)), dim=-1),
                 position_ids=place,
                 attention_mask=masks,
                 shared_kv_states=pairs,
             )
-            hidden = output.last_hidden_state
-            scores = self.processors(ids, output.logits[:, -1].float())
-            ids = torch.cat((ids, scores.argmax(dim=-1, keepdim=True)), dim=1)
-        return ids[:, length:]
+            scores = self.processors(drafted, draft.logits[:, 0].float())
+            drafted, state = torch.cat((drafted, scores.argmax(dim=-1)[:, None]), dim=1), draft.last_hidden_state
+        return drafted[:, ids.shape[1] :]
+
+
+class Balance:
+    """Whether drafts are worth what they cost, by how many were accepted; pauses them while they are not.
+
+    It counts and does not measure, so that a run can be repeated to the last bit. Drafts that are hardly ever right
+    are tried again after pauses of growing length.
+
+    Args:
+        cost: What a draft costs, as a share of a step of the model.
+    """
+
+    #: Rounds that are looked at together, and the first pause.
+    ROUNDS = 16
+
+    def __init__(self, cost: float) -> None:
+        self.cost = cost
+        self.rounds = self.pause = 0
+        self.gain = 0.0
+        self._next_pause = self.ROUNDS
+
+    def wants_drafts(self) -> bool:
+        """Whether the round that begins is to have drafts."""
+        if self.pause > 0:
+            self.pause -= 1
+            return False
+        return True
+
+    def note(self, drafted: int, accepted: int) -> None:
+        """A round with drafts is over: each accepted one saved a step, and each drafted one cost a part of it."""
+        self.gain += accepted - drafted * self.cost
+        self.rounds += 1
+        if self.rounds == self.ROUNDS:
+            pays = self.gain >= 0
+            self.pause = 0 if pays else self._next_pause
+            self._next_pause = self.ROUNDS if pays else 2 * self._next_pause
+            self.rounds, self.gain = 0, 0.0
+
+
+def _share_of_weights(model: Any, target: Any) -> float:
+    """What a step of `model` costs, as a share of one of `target`, by the weights that a step reads."""
+    return _weights_read(model) / max(_weights_read(target), 1)
+
+
+def _weights_read(model: nn.Module) -> int:
+    # Of a table of embeddings a step reads one row; a head tied to it is read whole, and counts.
+    modules = [module for module in model.modules() if not isinstance(module, nn.Embedding)]
+    weights = {weight for module in modules for weight in module.parameters(recurse=False)}
+    return sum(weight.numel() for weight in weights)
 
 
 def replace_outputs(request: DecodeRequest) -> Any:
@@ -164,11 +224,13 @@ def speculate(
     """
     flag = StopFlag(logits.device, at_once=True)
     counts = {"rounds": 0, "drafted": 0, "accepted": 0}
+    balance = Balance(drafter.cost)
     _choose_and_show(request, state, logits, record)
     while state.length < request.max_length and not flag.is_set(state.finished):
         # So many tokens can be taken back by layers with a window.
         room = min(request.max_length - state.length - 1, SPARE)
-        drafts = drafter.propose(state.ids, room) if room else state.ids[:, :0]
+        has_drafts = room > 0 and balance.wants_drafts()
+        drafts = drafter.propose(state.ids, room) if has_drafts else state.ids[:, :0]
         newest = state.tokens[:, state.length - 1 : state.length]
         begin, read = state.length, state.cache.length
         output = request.model.step(torch.cat((newest, drafts), dim=1), state.cache, **request.flags)
@@ -177,6 +239,8 @@ def speculate(
         state.cache.crop(read + taken)
         last = output.get("last_hidden_state")
         state.hidden = None if last is None else last[:, taken - 1 : taken]
+        if has_drafts:
+            balance.note(drafts.shape[1], taken - 1)
         for name, count in (("rounds", 1), ("drafted", drafts.shape[1]), ("accepted", taken - 1)):
             counts[name] += count
     result = finish(state, record)

@@ -6,8 +6,8 @@ header and checked before a pixel is decoded: a PNG of a few kilobytes can unpac
 
 from __future__ import annotations
 
-import math
 import io
+import math
 import os
 import struct
 import zlib

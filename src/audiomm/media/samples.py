@@ -134,7 +134,7 @@ def as_waveforms(clips: Any, device: str | torch.device | None = None) -> list[t
     if isinstance(clips, (list, tuple)) and clips and _is_clip(clips[0]):
         waveforms = [_mono(clip, device, f"clip {place}") for place, clip in enumerate(clips)]
     elif isinstance(clips, (np.ndarray, torch.Tensor)) and clips.ndim == 2:
-        if clips.shape[1] <= MAX_CHANNELS < clips.shape[0]:
+        if has_channels_last(clips.shape):
             raise AudioLayoutError(
                 f"an array of shape {tuple(clips.shape)} looks like (samples, channels), but a 2-D array is a batch of "
                 "mono clips, (clips, samples). Average the channels, or call "
@@ -151,6 +151,11 @@ def as_waveforms(clips: Any, device: str | torch.device | None = None) -> list[t
     for place, waveform in enumerate(waveforms):
         check_finite(waveform, "audio" if len(waveforms) == 1 else f"clip {place}")
     return waveforms
+
+
+def has_channels_last(shape: Sequence[int]) -> bool:
+    """Whether an array of two axes looks like (samples, channels)."""
+    return shape[1] <= MAX_CHANNELS < shape[0]
 
 
 def _is_clip(item: Any) -> bool:

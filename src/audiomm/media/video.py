@@ -59,11 +59,14 @@ class VideoMetadata:
             raise VideoError(f"total_num_frames={self.total_num_frames!r}: a whole number is needed.")
         for name in ("fps", "duration"):
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, (int, float, np.number)) and 0 < value < math.inf):
+            if value is not None and not (_is_number(value) and 0 < value < math.inf):
                 raise VideoError(f"{name}={value!r}: a number above 0 is needed.")
-        for name in ("frames_indices", "seconds"):
+        for name, kinds, needed in (("frames_indices", "iu", "whole numbers"), ("seconds", "iuf", "numbers")):
             if getattr(self, name) is not None:
-                setattr(self, name, np.asarray(getattr(self, name)).tolist())
+                values = np.asarray(getattr(self, name))
+                if values.size and (values.ndim != 1 or values.dtype.kind not in kinds or not (values >= 0).all()):
+                    raise VideoError(f"{name}={getattr(self, name)!r}: a list of {needed} from 0 on is needed.")
+                setattr(self, name, values.tolist())
         if self.seconds is not None and not all(a <= b for a, b in zip(self.seconds, self.seconds[1:], strict=False)):
             raise VideoError("the times of the frames run backwards; pass frames and times in order.")
 
@@ -147,6 +150,10 @@ class VideoMetadata:
         return VideoMetadata(**values)
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+
+
 def check_sampling(num_frames: int | None, fps: float | None) -> None:
     """Refuse impossible wishes for frames.
 
@@ -159,7 +166,7 @@ def check_sampling(num_frames: int | None, fps: float | None) -> None:
         isinstance(num_frames, bool) or not isinstance(num_frames, (int, np.integer)) or num_frames < 1
     ):
         raise InputError(f"num_frames={num_frames!r}: a whole number above 0 is needed.")
-    if fps is not None and not (isinstance(fps, (int, float, np.number)) and 0 < fps < math.inf):
+    if fps is not None and not (_is_number(fps) and 0 < fps < math.inf):
         raise InputError(f"fps={fps!r}: a number above 0 is needed.")
 
 
@@ -258,6 +265,8 @@ def load_video(
             frames = list(_decoded(name, container, stream, [moments[place] for place in places], keys))
     except av.FFmpegError as error:
         raise VideoDecodeError(f"{name} cannot be decoded as a video: {error}.") from error
+    # A phone held upright writes lying pictures and a mark that says so.
+    metadata.height, metadata.width = frames[0].shape[:2]
     return np.stack(frames), metadata.taken(places)
 
 
@@ -316,7 +325,7 @@ def _check_size(name: str, metadata: VideoMetadata, frames: int, max_pixels: int
 
 
 def _decoded(name: str, container: Any, stream: Any, wanted: list[int], keys: list[int]) -> Iterator[np.ndarray]:
-    """uint8 (height, width, 3) of each frame wanted, decoding from the last key frame before it."""
+    """uint8 (height, width, 3) of each frame wanted, upright, decoding from the last key frame before it."""
     container.seek(wanted[0], stream=stream)
     frames, reached = container.decode(stream), -math.inf
     for moment in wanted:
@@ -327,9 +336,16 @@ def _decoded(name: str, container: Any, stream: Any, wanted: list[int], keys: li
         for frame in frames:
             reached = frame.pts if frame.pts is not None else reached
             if reached >= moment:
-                yield frame.to_ndarray(format="rgb24")
+                yield _upright(frame)
                 break
         else:
             raise VideoDecodeError(
                 f"{name} is damaged: the frame at {float(moment * stream.time_base):.3f} s could not be decoded."
             )
+
+
+def _upright(frame: Any) -> np.ndarray:
+    """uint8 (height, width, 3) of a frame, turned as the file says it is to be shown, in quarters of a circle."""
+    pixels: np.ndarray = frame.to_ndarray(format="rgb24")
+    # Degrees against the clock; the oldest releases of PyAV do not tell.
+    return np.rot90(pixels, round(getattr(frame, "rotation", 0) / 90) % 4)

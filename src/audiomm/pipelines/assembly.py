@@ -78,9 +78,7 @@ class Assembler:
             # Hypotheses of windows do not belong together.
             return found
         others = [replace(heard[0], segments=segments, others=()) for segments in heard[0].others]
-        return replace(
-            found, alternatives=tuple(self.transcript([one], timestamps, name_languages) for one in others)
-        )
+        return replace(found, alternatives=tuple(self.transcript([one], timestamps, name_languages) for one in others))
 
     def segments(self, heard: Heard) -> tuple[Segment, ...]:
         """The segments of one piece that is its whole clip, before the others of that are known."""

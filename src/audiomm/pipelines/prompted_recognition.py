@@ -111,7 +111,7 @@ class PromptedSpeechRecognitionPipeline(AnsweringPipeline):
             AudioError: An input cannot be used; the message names it.
             InputError: An argument is wrong.
         """
-        request = self._request(kw)
+        request = self.requested(kw)
 
         def results(stream: Iterator[Any], size: int) -> Iterator[dict[str, Any]]:
             for transcript in self._run(stream, size, request):
@@ -127,10 +127,10 @@ class PromptedSpeechRecognitionPipeline(AnsweringPipeline):
         self, inputs: Any, *, batch_size: int | None = None, num_workers: int | None = None, **kw: Any
     ) -> Any:
         """Like calling the pipeline, with a typed `Transcript` in place of each dict."""
-        request = self._request(kw)
+        request = self.requested(kw)
         return self._each(inputs, lambda stream, size: self._run(stream, size, request), batch_size)
 
-    def _request(self, kwargs: dict[str, Any]) -> PromptedRequest:
+    def requested(self, kwargs: dict[str, Any]) -> PromptedRequest:
         asked = {**flat(self.call_defaults), **flat(kwargs)}
         for name in ("ignore_warning", "stride_length_s", "progress"):
             asked.pop(name, None)
@@ -240,10 +240,10 @@ class PromptedSpeechRecognitionPipeline(AnsweringPipeline):
         output = self.generated(inputs, request.generate_kwargs)
         new = getattr(output, "sequences", output)[:, inputs["input_ids"].shape[1] :]
         for number, row in zip(heard, new, strict=True):
-            texts[number] = self._written(row)
+            texts[number] = self.written(row)
         return texts
 
-    def _written(self, tokens: Any) -> str:
+    def written(self, tokens: Any) -> str:
         """The answer without control tokens and thoughts."""
         if hasattr(self.processor, "parse_response"):
             answer = self.processor.parse_response(tokens)

@@ -46,11 +46,12 @@ class SideBySide:
         while (piece := self._next_long()) is not None or self._short:
             if piece is None:
                 self._hear_short()
-                yield from self._ready()
-                continue
-            for heard in self._hear_long(piece, self._more):
-                self._done[heard.piece.clip.number] = heard
-                yield from self._ready()
+            else:
+                for heard in self._hear_long(piece, self._more):
+                    self._done[heard.piece.clip.number] = heard
+                    yield from self._ready()
+            # Short ones may have been heard after the last long one was done.
+            yield from self._ready()
 
     def _next_long(self) -> Piece | None:
         """Read on to the next long piece; None where a batch of short ones was full first, or nothing is left."""

@@ -20,7 +20,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..base.errors import ConfigError
-from ..base.hub import read_json, write_json
+from ..base.hub import atomic_write, read_json, write_json
 from .arguments import TrainingArguments
 
 logger = logging.getLogger("audiomm.training")
@@ -201,7 +201,8 @@ class JsonLinesCallback(TrainerCallback):
         if not state.is_world_process_zero or not path.exists():
             return
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= state.global_step]
-        path.write_text("".join(f"{line}\n" for line in lines if state.global_step), encoding="utf-8")
+        with atomic_write(path) as temporary:
+            temporary.write_text("".join(f"{line}\n" for line in lines if state.global_step), encoding="utf-8")
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: Any, logs: dict[str, Any] | None = None, **kw: Any

@@ -79,8 +79,8 @@ class DataCollatorSpeechSeq2SeqWithPadding:
 
     Attributes:
         processor: Holds the feature extractor and the tokenizer.
-        decoder_start_token_id: The start token that the model puts before the labels itself; a leading one in all
-            labels is taken away. None reads it from the tokenizer ("<|startoftranscript|>").
+        decoder_start_token_id: The start token that the model puts before the labels itself; a leading one is taken
+            away. None reads it from the tokenizer ("<|startoftranscript|>").
         forward_attention_mask: Give the model the mask of the features, for SpecAugment.
         max_label_length: Most tokens a sample may have; the decoder has no positions for more.
         mask_prompt: Do not learn what stands before the start token (earlier text in a prompt).
@@ -104,17 +104,10 @@ class DataCollatorSpeechSeq2SeqWithPadding:
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Samples to input_features (batch, bins, frames) and labels (batch, tokens)."""
         batch = self._heard([self._with_features(sample, index) for index, sample in enumerate(features)])
-        rows = [self._labels(sample, index) for index, sample in enumerate(features)]
         start = self.decoder_start_token_id
         if start is None:
             start = self.processor.tokenizer.convert_tokens_to_ids("<|startoftranscript|>")
-        labels = _padded(rows, IGNORE)
-        if self.mask_prompt:
-            before = (labels == start).cumsum(1) == 0
-            labels = labels.masked_fill(before & (labels == start).any(1, keepdim=True), IGNORE)
-        if bool((labels[:, 0] == start).all()):
-            labels = labels[:, 1:]
-        batch["labels"] = labels
+        batch["labels"] = _padded([self._labels(sample, index, start) for index, sample in enumerate(features)], IGNORE)
         return batch
 
     def _with_features(self, sample: dict[str, Any], index: int) -> dict[str, Any]:
@@ -142,18 +135,22 @@ class DataCollatorSpeechSeq2SeqWithPadding:
             batch["attention_mask"] = torch.stack([torch.as_tensor(np.asarray(s["attention_mask"])) for s in samples])
         return batch
 
-    def _labels(self, sample: dict[str, Any], index: int) -> Tensor:
+    def _labels(self, sample: dict[str, Any], index: int, start: int) -> Tensor:
         labels = sample.get("labels")
         if labels is None and "text" in sample:
             labels = self.processor.tokenizer(sample["text"]).input_ids
         if labels is None:
             raise InputError(f"{_name(sample, index)} has neither 'labels' nor 'text'.")
         row = torch.as_tensor(np.asarray(labels), dtype=torch.long)
+        if len(row) and row[0] == start:  # the model puts it there itself
+            row = row[1:]
         if len(row) > self.max_label_length:
             raise InputError(
                 f"{_name(sample, index)} has {len(row)} label tokens; the decoder has {self.max_label_length} "
                 "positions. Cut the recording and its text into parts, or leave the sample out."
             )
+        if self.mask_prompt and bool((row == start).any()):
+            row = row.masked_fill((row == start).cumsum(0) == 0, IGNORE)
         return row
 
 

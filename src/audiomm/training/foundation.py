@@ -109,6 +109,7 @@ class Foundation:
         self._has_trained = False
         self._lengths: list[int] | None = None
         self._saved_step: int | None = None
+        self._ignored_keys: list[str] | None = None
         self._stop_signal: int | None = None
         self._random_states: dict[str, Any] | None = None
         self._place = {"epoch": 0, "batches": 0}

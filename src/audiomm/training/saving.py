@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -128,19 +129,23 @@ class Saving(Foundation):
             self.processing_class.save_pretrained(folder)
 
     def push_to_hub(self, commit_message: str = "End of training", **kwargs: Any) -> Any:
-        """Upload the model to the hub under hub_model_id (the name of output_dir unless given)."""
+        """Upload the model, without its checkpoints, under hub_model_id (the name of output_dir unless given)."""
+        self._event("on_push_begin")
+        folder = Path(self.args.output_dir) / ".upload"
+        self.save_model(str(folder))  # all processes together
         if not self.accelerator.is_main_process:
             return None
-        self._event("on_push_begin")
-        self.save_model()
-        return self.model.push_to_hub(
-            self.args.hub_model_id or Path(self.args.output_dir).name,
-            folder=self.args.output_dir,
-            commit_message=commit_message,
-            token=self.args.hub_token,
-            private=self.args.hub_private_repo,
-            **kwargs,
-        )
+        try:
+            return self.model.push_to_hub(
+                self.args.hub_model_id or Path(self.args.output_dir).name,
+                folder=folder,
+                commit_message=commit_message,
+                token=self.args.hub_token,
+                private=self.args.hub_private_repo,
+                **kwargs,
+            )
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     # ------------------------------------------------------------------ going on
 

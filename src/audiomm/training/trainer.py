@@ -82,7 +82,7 @@ class Trainer(Evaluating, Saving):
 
         Args:
             resume_from_checkpoint: A checkpoint folder, or True for the newest complete one in output_dir.
-            trial: Accepted for compatibility; hyper-parameter search is not part of this library.
+            trial: None; hyper-parameter search is not part of this library.
             ignore_keys_for_eval: Output keys that evaluation during training leaves out.
             allow_change: What may differ from the checkpoint's run ("samples", "samples_per_step", "seed",
                 "learning_rate", ...; the error names it); resuming is then no longer exact.
@@ -95,6 +95,9 @@ class Trainer(Evaluating, Saving):
         """
         if self.train_dataset is None:
             raise ConfigError("Trainer.train needs a train_dataset.")
+        if trial is not None:
+            raise ConfigError(f"trial={trial!r}: hyper-parameter search is not part of this library; leave it out.")
+        self._ignored_keys = ignore_keys_for_eval
         checkpoint = find_checkpoint(self.args.output_dir, resume_from_checkpoint)
         if self.model_init is not None and self._has_trained:
             set_seed(self.args.seed)
@@ -220,17 +223,17 @@ class Trainer(Evaluating, Saving):
             self.accelerator.end_training()
 
     def _epochs(self, epoch: int, batches_done: int, in_epoch: int | None) -> None:
-        args, state, control = self.args, self.state, self.control
+        args, state = self.args, self.state
         while True:
             self.train_loader = self._train_loader(epoch, batches_done)
             self._event("on_epoch_begin")
             batches = iter(self.train_loader)
             steps_here = 0
-            while not control.should_training_stop:
+            while not self.control.should_training_stop:
                 part: list[Batch] = list(islice(batches, args.gradient_accumulation_steps))
                 if not part:
                     break
-                control.new_step()
+                self.control.new_step()
                 self._step(part)
                 batches_done += len(part)
                 steps_here += 1
@@ -238,19 +241,19 @@ class Trainer(Evaluating, Saving):
                 done = math.ceil(batches_done / args.gradient_accumulation_steps)
                 state.epoch = epoch + done / in_epoch if in_epoch else state.global_step / state.max_steps
                 self._place = {"epoch": epoch, "batches": batches_done}
-                control = self._event("on_step_end")
-                self._after(control)
-                if control.should_epoch_stop:
+                self._event("on_step_end")
+                self._after()
+                if self.control.should_epoch_stop:
                     break
-            if not steps_here and not batches_done:
+            if not steps_here and not batches_done and not self.control.should_training_stop:
                 raise InputError(f"epoch {epoch} of the training data gave no batch.")
             epoch, batches_done = epoch + 1, 0
             self._place = {"epoch": epoch, "batches": 0}
-            control.should_epoch_stop = False
-            control.new_step()
-            control = self._event("on_epoch_end")
-            self._after(control)
-            if control.should_training_stop or state.global_step >= state.max_steps:
+            self.control.should_epoch_stop = False
+            self.control.new_step()
+            self._event("on_epoch_end")
+            self._after()
+            if self.control.should_training_stop or state.global_step >= state.max_steps:
                 return
 
     def _step(self, part: list[Batch]) -> None:
@@ -346,8 +349,9 @@ class Trainer(Evaluating, Saving):
 
     # ------------------------------------------------------------------ between steps
 
-    def _after(self, control: TrainerControl) -> None:
+    def _after(self) -> None:
         """Log, evaluate and save as asked for, and end the run if a signal has arrived."""
+        control = self.control
         if control.should_log and self.state.global_step > self._logged_step:
             self._log_training()
         metrics = self._evaluate_now() if control.should_evaluate else None
@@ -358,7 +362,7 @@ class Trainer(Evaluating, Saving):
             control.should_save = True
         if control.should_save:
             self._save_checkpoint()
-        control.should_log = control.should_evaluate = control.should_save = False
+        self.control.new_step()
         stop = int(self._stop_signal or 0)
         if self._world > 1:  # one process that was told is enough
             stop = int(self._reduced(torch.tensor(stop, device=self.accelerator.device), "sum"))
@@ -383,10 +387,10 @@ class Trainer(Evaluating, Saving):
     def _evaluate_now(self) -> dict[str, float]:
         datasets = self.eval_dataset
         if not isinstance(datasets, dict):
-            return self.evaluate()
+            return self.evaluate(ignore_keys=self._ignored_keys)
         metrics: dict[str, float] = {}
         for name, dataset in datasets.items():
-            metrics.update(self.evaluate(dataset, metric_key_prefix=f"eval_{name}"))
+            metrics.update(self.evaluate(dataset, self._ignored_keys, f"eval_{name}"))
         return metrics
 
     def _metric_key(self) -> str | None:

@@ -24,9 +24,10 @@ PLACES = 4
 
 TEXT = {
     "vocab_size": VOCABULARY, "vocab_size_per_layer_input": 256, "hidden_size": 32, "intermediate_size": 48,
-    "num_hidden_layers": 10, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 6,
-    "max_position_embeddings": 256, "hidden_size_per_layer_input": 8, "num_kv_shared_layers": 5, "laurel_rank": 6,
-    "activation_sparsity_pattern": [0.9, 0.8] + [0.0] * 8,
+    "num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 6,
+    "max_position_embeddings": 256, "hidden_size_per_layer_input": 8, "num_kv_shared_layers": 3, "laurel_rank": 6,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"] * 2,
+    "activation_sparsity_pattern": [0.9] + [0.0] * 5,
 }  # fmt: skip
 AUDIO_SIZES = {
     "vocab_size": 16, "vocab_offset": 272, "input_feat_size": 16, "hidden_size": 24, "conf_attention_chunk_size": 6,
@@ -87,7 +88,7 @@ def scatter(model: torch.nn.Module, seed: int) -> None:
 
 @pytest.fixture(scope="session")
 def text_config() -> Callable[..., Gemma3nTextConfig]:
-    """Makes configs of a text decoder of ten layers, 32 wide, the last five of which share keys and values."""
+    """Makes configs of a text decoder of six layers, 32 wide, the last three of which share keys and values."""
     return lambda **overrides: Gemma3nTextConfig(**(TEXT | overrides))
 
 

@@ -11,7 +11,7 @@ from audiomm.base.errors import AudioLimitError, ConfigError, InputError, Placeh
 from audiomm.models.gemma3n import Gemma3nForConditionalGeneration
 
 IMAGE, AUDIO, PLACES = 257, 273, 4
-CLOSE = 5e-5
+CLOSE = 1e-4
 
 
 def logits_of(model, **inputs):
@@ -96,8 +96,8 @@ def test_ids_of_media_have_rows_of_their_own(model):
     ids = torch.tensor([[5, 256, 272, 271, 287]])
     embeds = model.model.embed(ids)
     assert torch.equal(embeds[0, 0], model.get_input_embeddings()(ids)[0, 0])
-    assert torch.allclose(embeds[0, 1], model.model.embed_vision(torch.tensor(256)), atol=1e-6)
-    assert torch.allclose(embeds[0, 4], model.model.embed_audio(torch.tensor(287)), atol=1e-6)
+    assert torch.allclose(embeds[0, 1], model.model.embed_vision(torch.tensor(256)), atol=1e-5)
+    assert torch.allclose(embeds[0, 4], model.model.embed_audio(torch.tensor(287)), atol=1e-5)
     model.resize_token_embeddings(295)
     assert torch.equal(model.model.embed(torch.tensor([[290]])), model.get_input_embeddings()(torch.tensor([[290]])))
 
@@ -197,7 +197,7 @@ def test_ids_and_embeddings_together_are_refused(model, ids):
     with pytest.raises(ShapeError, match="exactly one"):
         model(ids(), inputs_embeds=torch.zeros(2, 15, 32))
     with pytest.raises(ShapeError, match="follow from input_ids"):
-        model(ids(), per_layer_inputs=torch.zeros(2, 15, 10, 8))
+        model(ids(), per_layer_inputs=torch.zeros(2, 15, 6, 8))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

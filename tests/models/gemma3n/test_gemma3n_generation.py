@@ -54,7 +54,9 @@ def test_left_padding_changes_no_token(written, cache):
 
 def test_drafts_change_no_token(written, text_model):
     model, prompts, expected = written
-    assistant = text_model(seed=4, num_hidden_layers=2, num_kv_shared_layers=0, activation_sparsity_pattern=0.0)
+    assistant = text_model(
+        seed=4, num_hidden_layers=2, num_kv_shared_layers=0, layer_types=None, activation_sparsity_pattern=0.0
+    )
     assert torch.equal(model.generate(prompts[:1], assistant_model=assistant, **OPTIONS), expected[:1])
     assert torch.equal(model.generate(prompts[:1], prompt_lookup_num_tokens=4, **OPTIONS), expected[:1])
 
@@ -149,7 +151,7 @@ def test_samples_of_one_prompt_share_its_media(model, prompt):
     assert model.generate(**batch, token_type_ids=torch.zeros_like(batch["input_ids"]), **options).shape[0] == 6
 
 
-@pytest.mark.parametrize("size", [1, 4, 7, 50])
+@pytest.mark.parametrize("size", [1, 7, 50])
 def test_a_prompt_read_in_pieces_is_the_prompt(written, model, prompt, size):
     text, prompts, expected = written
     assert torch.equal(text.generate(prompts, prefill_chunk_size=size, **OPTIONS), expected)

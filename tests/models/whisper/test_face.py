@@ -121,6 +121,21 @@ def test_the_ladder_is_climbed_for_text_that_compresses_too_well(transcribe):
     assert text
 
 
+def test_checks_are_the_models_own_where_it_has_some(transcribe, talker, prompts):
+    options = {"initial_prompt": "w20 w21"}
+    transcribe(sound(1.0), **options)
+    assert len(prompts[1][0]) > len(START), "openai-whisper has the text before a window as its prompt"
+    prompts.clear()
+    talker.generation_config.condition_on_prev_tokens = False
+    transcribe(sound(1.0), **options)
+    assert all(rows == [START] for rows in prompts[1:])
+    talker.generation_config.logprob_threshold = 0.0
+    assert {one.temperature for one in transcribe(sound(0.4), temperature=(0.0, 0.1)).segments} == {0.1}
+    # None switches a check off, whatever the model says.
+    loose = {"logprob_threshold": None, "compression_ratio_threshold": None, "no_speech_threshold": None}
+    assert {one.temperature for one in transcribe(sound(0.4), temperature=(0.0, 0.1), **loose).segments} == {0.0}
+
+
 def test_the_likeliest_text_stands_where_that_is_asked_for(transcribe):
     options = {"temperature": (0.0, 1.0), "logprob_threshold": 0.0, "no_speech_threshold": None}
     torch.manual_seed(1)

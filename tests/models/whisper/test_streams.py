@@ -57,6 +57,56 @@ def test_the_next_file_takes_the_row_of_one_that_is_done(talker, heard, lengths,
     assert encoder_batches == sorted(encoder_batches, reverse=True)
 
 
+def test_files_that_come_later_take_the_rows_of_those_that_are_done(talker, heard, lengths, encoder_batches):
+    frames, languages = (150, 40, 90, 130, 60, 70), ["en", "de", None, "fr", "en", "de"]
+    features, mask = heard(6, 150), lengths(*frames)
+    options = {"return_timestamps": True}
+    expected = talker.generate(features, attention_mask=mask, language=languages, return_segments=True, **options)
+    encoder_batches.clear()
+    later, asked = iter(range(1, 6)), []
+
+    def more():
+        asked.append(len(asked))
+        # A source may have nothing for a while, and still go on.
+        row = None if len(asked) == 2 else next(later, None)
+        return None if row is None else (frames[row], languages[row])
+
+    found = dict(
+        talker.stream_recordings(
+            Grows(features), attention_mask=lengths(150), language=["en"], more=more, batch_size=2, **options
+        )
+    )
+    assert sorted(found) == list(range(6))
+    assert [plain(found[row]["segments"]) for row in range(6)] == [plain(one) for one in expected["segments"]]
+    assert [found[row]["language"] for row in range(6)] == expected["languages"]
+    assert max(encoder_batches) == 2
+    # Only the first round, when nothing had come yet, and the last file alone have one row.
+    assert encoder_batches.count(2) >= len(encoder_batches) / 2
+
+
+def test_a_later_file_without_a_language_has_that_of_the_call(talker, heard, lengths):
+    later = iter([(60, None), (70, "de")])
+    found = dict(
+        talker.stream_recordings(
+            Grows(heard(3, 70)), attention_mask=lengths(70), language="fr", more=lambda: next(later, None), batch_size=3
+        )
+    )
+    assert [found[row]["language"] for row in range(3)] == ["fr", "fr", "de"]
+
+
+class Grows:
+    """Features of which the call knows only the first row at first."""
+
+    def __init__(self, features):
+        self.features, self.shape = features, (1, *features.shape[1:])
+
+    def dim(self):
+        return 3
+
+    def __getitem__(self, place):
+        return self.features[place]
+
+
 def test_languages_are_found_when_a_file_gets_its_row(talker, heard, lengths, encoder_batches):
     features, mask = heard(4, 90), lengths(90, 40, 60, 80)
     together = talker.generate(features, attention_mask=mask, return_segments=True)["languages"]
@@ -74,4 +124,6 @@ def test_only_the_forms_of_results_are_refused_by_a_stream(talker, heard):
         talker.stream_segments(heard(1, 40), num_beams=2, num_return_sequences=2)
     with pytest.raises(GenerationError, match="batch_size=0: at least 1"):
         talker.stream_segments(heard(1, 40), batch_size=0)
+    with pytest.raises(GenerationError, match="num_return_sequences has no meaning"):
+        talker.stream_recordings(heard(1, 40), num_beams=2, num_return_sequences=2)
     assert list(talker.stream_segments(heard(1, 40), return_segments=True, language="en"))

@@ -157,7 +157,8 @@ class Gemma4AssistantForCausalLM(GenerationMixin, Gemma4PreTrainedModel):
         tables = stack.tables(positions.to(weight.device), state.dtype)
         nothing = PassThrough()
         for kind, layer in zip(stack.config.layer_types or [], stack.layers, strict=True):
-            mask = masks[kind].to(weight.device) if isinstance(masks[kind], Tensor) else masks[kind]
+            mask = masks[kind]
+            mask = mask.to(weight.device) if isinstance(mask, Tensor) else mask
             state, *_ = layer(state, None, tables[kind], mask, nothing, None, pairs[kind])
         return stack.norm(state)
 
@@ -188,10 +189,11 @@ class Gemma4AssistantForCausalLM(GenerationMixin, Gemma4PreTrainedModel):
             keys = pairs[FULL if FULL in pairs else SLIDING][0]
             padding = torch.ones(len(keys), longest, device=keys.device)
         windows = {SLIDING: self.model.config.sliding_window, FULL: None}
-        return {
-            kind: keys_before(new_positions(padding[:, :longest], keys.shape[2]), windows[kind])
-            for kind, (keys, _) in pairs.items()
-        }
+        masks: dict[str, Mask] = {}
+        for kind, (keys, _) in pairs.items():
+            positions = new_positions(padding[:, :longest], keys.shape[2])
+            masks[kind] = None if positions is None else keys_before(positions, windows[kind])
+        return masks
 
 
 class Gemma4UnifiedAssistantForCausalLM(Gemma4AssistantForCausalLM):

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from ...base.config import PreTrainedConfig
 from ...base.errors import ConfigError, InputError
+from ...feature_extraction.image import grid_tokens
 
 logger = logging.getLogger("audiomm.models.gemma4")
 
@@ -402,14 +403,3 @@ class Gemma4Config(PreTrainedConfig):
         if part is None:
             raise InputError(f"this model takes no {media}: its {name} is null.")
         return part
-
-
-def grid_tokens(height: int, width: int, side: int) -> int:
-    """Squares of `side` pixels in a picture, a token each.
-
-    Raises:
-        InputError: The picture is not made of whole ones.
-    """
-    if height <= 0 or width <= 0 or height % side or width % side:
-        raise InputError(f"an image of {height} x {width} pixels: both must be multiples of {side}; resize it first.")
-    return (height // side) * (width // side)

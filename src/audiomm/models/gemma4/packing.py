@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ...base.errors import InputError
+
 
 def shares(lengths: Sequence[int], budget: int) -> list[int]:
     """How many tokens of two texts are kept in `budget`: dealt out in turns, the first text first."""
@@ -86,20 +88,22 @@ def _blocks(
     return blocks
 
 
-def clips_of(features: Mapping[str, Any] | None, counts: Sequence[int], bands: int) -> tuple[Tensor, Tensor]:
+def clips_of(features: Mapping[str, Any], counts: Sequence[int], bands: int) -> tuple[Tensor, Tensor]:
     """Features of the clips of each prompt.
 
     Args:
-        features: As the extractor made them, or None.
+        features: "audio" as the extractor made them, or "mel" and "mel_mask" made before, or nothing.
         counts: Clips of each prompt.
         bands: Of the empty entries of a batch without clips.
 
     Returns:
         float32 (prompts, clips, frames, bands), and bool (prompts, clips, frames), True where a frame is real.
     """
-    if features is None:
+    if "mel" in features:
+        return features["mel"], features["mel_mask"]
+    if "audio" not in features:
         return torch.zeros(len(counts), 0, 1, bands), torch.zeros(len(counts), 0, 1, dtype=torch.bool)
-    values, masks = features["input_features"], features["input_features_mask"]
+    values, masks = features["audio"]["input_features"], features["audio"]["input_features_mask"]
     mel = torch.zeros(len(counts), max(counts), *values.shape[1:])
     mel_mask = torch.zeros(len(counts), max(counts), values.shape[1], dtype=torch.bool)
     place = 0
@@ -108,3 +112,35 @@ def clips_of(features: Mapping[str, Any] | None, counts: Sequence[int], bands: i
         mel_mask[row, :count] = masks[place : place + count].bool()
         place += count
     return mel, mel_mask
+
+
+def pictures_made_before(x: Mapping[str, Any], is_batch: bool) -> dict[str, Tensor]:
+    """{"pixels", "places"} from pixel_values and pixel_position_ids, (prompts, pictures, patches, ...).
+
+    Raises:
+        InputError: The positions are missing.
+    """
+    if x.get("pixel_position_ids") is None:
+        raise InputError("'pixel_values' need 'pixel_position_ids', which say where each patch is.")
+    pixels = torch.as_tensor(x["pixel_values"], dtype=torch.float32)
+    places = torch.as_tensor(x["pixel_position_ids"], dtype=torch.int64)
+    return {"pixels": pixels if is_batch else pixels[None], "places": places if is_batch else places[None]}
+
+
+def clips_made_before(x: Mapping[str, Any], is_batch: bool) -> dict[str, Tensor]:
+    """{"mel", "mel_mask"} from audio_mel and audio_mel_mask, (prompts, clips, frames, ...).
+
+    Raises:
+        InputError: The mask is missing, or the shapes do not fit.
+    """
+    if x.get("audio_mel_mask") is None:
+        raise InputError("'audio_mel' needs 'audio_mel_mask', which says how long each clip is.")
+    mel = torch.as_tensor(x["audio_mel"], dtype=torch.float32)
+    mask = torch.as_tensor(x["audio_mel_mask"]).bool()
+    mel, mask = (mel, mask) if is_batch else (mel[None], mask[None])
+    if mel.dim() != 4 or mask.shape != mel.shape[:3]:
+        raise InputError(
+            f"audio_mel of shape {tuple(mel.shape)} with a mask of {tuple(mask.shape)}: (prompts, clips, frames, mel "
+            "bands) and (prompts, clips, frames) are needed."
+        )
+    return {"mel": mel, "mel_mask": mask}

@@ -26,7 +26,7 @@ from ...feature_extraction.base import PROCESSOR_FILE
 from ...feature_extraction.image import Gemma4UnifiedImageProcessor
 from ...feature_extraction.placeholders import Rows, check_counts, expand, is_clip, is_image, is_video, marks
 from ...feature_extraction.raw_frames import Gemma4UnifiedAudioFeatureExtractor
-from .packing import clips_of, indices_of, pictures_of, shares
+from .packing import clips_made_before, clips_of, indices_of, pictures_made_before, pictures_of, shares
 from .processing import Gemma4Processor, Gemma4UnifiedProcessor, time_stamp
 from .tokenizer import GemmaTokenizer
 
@@ -171,7 +171,8 @@ class Gemma4CausalLMPreprocessor(FromPreset):
         Args:
             x: "prompts" and "responses" (text, or a list of texts each), and "images", "videos", "audio" for the marks
                 in the prompts, one entry (a medium or a list of them) for each prompt; or, made before,
-                "pixel_values" with "pixel_position_ids" (prompts, pictures, patches, ...).
+                "pixel_values" with "pixel_position_ids" (prompts, pictures, patches, ...) and "audio_mel" with
+                "audio_mel_mask" (prompts, clips, frames, ...).
             y: Not used; labels are the responses.
             sample_weight: Not used.
             sequence_length: Tokens of a row for this call.
@@ -262,7 +263,9 @@ class Gemma4CausalLMPreprocessor(FromPreset):
         for kind, name, is_one in kinds:
             batch.media[kind] = self._media(x.get(name), is_batch, len(batch.prompts), is_one)
         if batch.media["image"] is None and x.get("pixel_values") is not None:
-            batch.features |= self._ready_made(x, is_batch)
+            batch.features |= pictures_made_before(x, is_batch)
+        if batch.media["audio"] is None and x.get("audio_mel") is not None:
+            batch.features |= clips_made_before(x, is_batch)
         self._check_limits(batch)
         return batch
 
@@ -293,15 +296,6 @@ class Gemma4CausalLMPreprocessor(FromPreset):
         lists = [[] if rows is None else rows.items for rows in each]
         items = [item for row in lists for item in row]
         return Rows(items, [len(row) for row in lists]) if items else None
-
-    @staticmethod
-    def _ready_made(x: Mapping[str, Any], is_batch: bool) -> dict[str, Any]:
-        """pixel_values and pixel_position_ids made before, (prompts, pictures, patches, ...)."""
-        if x.get("pixel_position_ids") is None:
-            raise InputError("'pixel_values' need 'pixel_position_ids', which say where each patch is.")
-        pixels = torch.as_tensor(x["pixel_values"], dtype=torch.float32)
-        places = torch.as_tensor(x["pixel_position_ids"], dtype=torch.int64)
-        return {"pixels": pixels if is_batch else pixels[None], "places": places if is_batch else places[None]}
 
     # ------------------------------------------------------------------------------------------------ packing
 
@@ -363,6 +357,9 @@ class Gemma4CausalLMPreprocessor(FromPreset):
             replacements[processor.audio_token] = [
                 processor.audio_text(made, index) for index in range(len(batch.media["audio"].items))
             ]
+        elif "mel" in batch.features:
+            self._require("audio_converter", "audio_mel")
+            replacements[processor.audio_token] = self._ready_made_clips(batch)
         for mark in (processor.image_token, processor.video_token, processor.audio_token):
             if mark is not None and mark not in replacements and not self.text_only_model:
                 replacements |= self._without_media(mark, batch.prompts)
@@ -409,6 +406,22 @@ class Gemma4CausalLMPreprocessor(FromPreset):
                 texts.append(self._image_text(patches // pooled if exact else self.num_vision_tokens_per_image))
         return texts
 
+    def _ready_made_clips(self, batch: _Batch) -> list[str]:
+        """A text for each mark of a clip; prompts may hold all tokens of their clips already, as keras-hub wants it."""
+        mark, masks, texts = self._processor.audio_token or "", batch.features["mel_mask"], []
+        if len(masks) != len(batch.prompts):
+            raise InputError(f"{len(batch.prompts)} prompts but audio_mel for {len(masks)}.")
+        for prompt, clips in zip(batch.prompts, masks, strict=True):
+            real = {"input_features_mask": [clip for clip in clips if clip.any()]}
+            written = [self._processor.audio_text(real, index) for index in range(len(real["input_features_mask"]))]
+            found, tokens = marks(prompt, mark), sum(marks(text, mark) for text in written)
+            if found not in (len(written), tokens):
+                raise PlaceholderError(
+                    f"a prompt holds {found} of the mark {mark} but audio_mel of {len(written)} clips, {tokens} tokens."
+                )
+            texts += written if found == len(written) else [mark] * found
+        return texts
+
     def _video_texts(self, batch: _Batch, video_metadata: Any) -> list[str]:
         """A text for each video; frames that are passed with metadata are all taken, others are picked."""
         rows = batch.media["video"]
@@ -452,7 +465,7 @@ class Gemma4CausalLMPreprocessor(FromPreset):
             self._empty_room(),
         )
         mel, mel_mask = clips_of(
-            batch.features.get("audio"),
+            batch.features,
             batch.media["audio"].counts or [] if batch.media["audio"] is not None else [0] * len(batch.prompts),
             self.audio_input_feat_size,
         )

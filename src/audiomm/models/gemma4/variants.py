@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 
 from ...base.config import PreTrainedConfig
 from ...base.errors import ConfigError
-from .config import Gemma4Config, Gemma4TextConfig, grid_tokens
+from ...feature_extraction.image import grid_tokens
+from .config import Gemma4Config, Gemma4TextConfig
 
 
 class Gemma4UnifiedTextConfig(Gemma4TextConfig):
