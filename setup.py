@@ -11,14 +11,14 @@ ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "src/audiomm/__init__.py").read_text(encoding="utf-8")).group(1)
 
 EXTRAS = {
-    "video": ["av>=12"],
+    "video": ["av>=14.2"],
     "vad": ["silero-vad>=5"],
     "vision": ["pillow>=10"],
     "microphone": ["sounddevice>=0.4.6"],
     "convert": ["msgpack>=1.0", "h5py>=3.8"],
     "eval": ["jiwer>=3.0"],
     "plot": ["matplotlib>=3.7"],
-    "test": ["pytest>=8", "pillow>=10", "av>=12", "msgpack>=1.0", "h5py>=3.8", "jiwer>=3.0", "matplotlib>=3.7"],
+    "test": ["pytest>=8", "pillow>=10", "av>=14.2", "msgpack>=1.0", "h5py>=3.8", "jiwer>=3.0", "matplotlib>=3.7"],
     "lint": ["ruff>=0.6", "mypy>=1.11"],
     # The reference implementations that parity tests and benchmarks compare with; never imported by the package.
     # (openai-whisper and timm are installed without their own needs, which are large and not used: see the Makefile.)

@@ -84,9 +84,9 @@ def main(argv: list[str] | None = None) -> tuple[float, float]:
     parser.add_argument("--output", type=Path, required=True, help="where the model, or the adapter, goes")
     parser.add_argument("--model", default="audiomm/whisper-digits", help="hub id or folder")
     parser.add_argument("--lora", action="store_true", help="train small matrices beside the weights instead")
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--copies", type=int, default=3, help="of each clip at other speeds and pitches")
-    parser.add_argument("--learning_rate", type=float, help="5e-4, or 2e-3 with --lora")
+    parser.add_argument("--learning_rate", type=float, help="1e-3, or 2e-3 with --lora")
     arguments = parser.parse_args(argv)
 
     set_seed(0)
@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> tuple[float, float]:
     clips = sum(len(takes) for digits in learnt.values() for takes in digits)
     voices = {**learnt, **ds.perturbed(learnt, arguments.copies, seed=2)}
     if arguments.lora:
-        add_lora(model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"))
+        add_lora(model, LoraConfig(r=16, lora_alpha=32, lora_dropout=0.1, target_modules="all-linear"))
         for part, (trained, every) in trainable_report(model).items():
             print(f"  {part}: {trained:,} of {every:,} weights are trained")
     started = time.time()
@@ -110,7 +110,7 @@ def main(argv: list[str] | None = None) -> tuple[float, float]:
             output_dir=str(arguments.output),
             max_steps=arguments.steps,
             per_device_train_batch_size=2,
-            learning_rate=arguments.learning_rate or (2e-3 if arguments.lora else 5e-4),
+            learning_rate=arguments.learning_rate or (2e-3 if arguments.lora else 1e-3),
             lr_scheduler_type="cosine",
             warmup_steps=0.1,
             weight_decay=0.01,

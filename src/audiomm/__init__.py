@@ -145,6 +145,7 @@ _PUBLIC = {
         "pipeline",
     ),
     "pipelines.live": ("LiveTranscriber", "LiveUpdate"),
+    "pipelines.live_prompted": ("LiveText", "PromptedLiveTranscriber"),
     "pipelines.transcribe": ("transcribe",),
     "presets": ("Gemma3nAudioConverter", "Gemma3nBackbone", "Gemma4Backbone", "WhisperBackbone"),
     "training": (

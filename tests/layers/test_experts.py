@@ -27,12 +27,14 @@ def routing(kind: str, tokens: int):
         chosen = torch.stack([torch.randperm(COUNT, generator=generator)[:ACTIVE] for _ in range(tokens)])
     elif kind == "some empty":
         chosen = torch.stack([torch.tensor([4, 1])[torch.randperm(2, generator=generator)] for _ in range(tokens)])
-    else:
+    elif kind == "all to one pair":
         chosen = torch.tensor([[5, 0]]).expand(tokens, 2)
-    return torch.rand(tokens, ACTIVE, generator=generator), chosen
+    else:
+        chosen = torch.full((tokens, 1), 3)
+    return torch.rand(chosen.shape, generator=generator), chosen
 
 
-@pytest.mark.parametrize("kind", ["random", "some empty", "all to one pair"])
+@pytest.mark.parametrize("kind", ["random", "some empty", "all to one pair", "all to one"])
 @pytest.mark.parametrize("tokens", [1, 4, 5, 37])
 def test_grouped_and_gathered_products_equal_the_loop(experts, kind, tokens):
     weights, chosen = routing(kind, tokens)

@@ -16,7 +16,14 @@ import soundfile
 import torch
 
 from audiomm.base.chat import TYPED_END, TYPED_START
-from audiomm.base.errors import CheckpointNotFoundError, ConfigError, InputError, PlaceholderError, SampleRateError
+from audiomm.base.errors import (
+    AudioLayoutError,
+    CheckpointNotFoundError,
+    ConfigError,
+    InputError,
+    PlaceholderError,
+    SampleRateError,
+)
 from audiomm.feature_extraction.base import BatchFeature
 from audiomm.models.gemma3n.processing import Gemma3nProcessor
 from audiomm.models.gemma3n.tokenizer import GemmaTokenizer
@@ -121,6 +128,14 @@ def test_truncation_that_cuts_media_off_is_an_error(
 def test_a_wrong_rate_is_refused(gemma3n_processor: Gemma3nProcessor, clip: Callable[..., Any]) -> None:
     with pytest.raises(SampleRateError, match="8000"):
         gemma3n_processor(text=SOUND, audio=clip(), sampling_rate=8000)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_stereo_is_refused(gemma3n_processor: Gemma3nProcessor, clip: Callable[..., Any], nested: bool) -> None:
+    """Not read as thousands of clips of two samples."""
+    stereo = np.stack([clip(0.5), clip(0.5, seed=1)], axis=1)
+    with pytest.raises(AudioLayoutError, match=r"\(8000, 2\).*Average the channels"):
+        gemma3n_processor(text=SOUND, audio=[stereo] if nested else stereo)
 
 
 def test_options_go_to_their_group_and_unknown_ones_are_named(

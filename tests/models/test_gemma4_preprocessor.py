@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from audiomm.base.errors import CheckpointNotFoundError, ConfigError, InputError, PlaceholderError
+from audiomm.feature_extraction.audio_converter import Gemma4AudioConverter
 from audiomm.models.gemma4.packing import indices_of, shares
 from audiomm.models.gemma4.preprocessor import Gemma4CausalLMPreprocessor
 from audiomm.models.gemma4.processing import Gemma4Processor, Gemma4UnifiedProcessor
@@ -172,6 +173,18 @@ def test_entries_without_media_are_empty(everything: Gemma4CausalLMPreprocessor)
     assert x["pixel_values"].shape == (1, 0, 0, 48) and x["pixel_position_ids"].shape == (1, 0, 0, 2)
     assert x["audio_mel"].shape == (1, 0, 1, 128) and x["audio_indices"].shape == (1, 0)
     assert not x["vision_mask"].any() and not x["audio_mask"].any()
+
+
+def test_a_converter_of_keras_hub_is_taken(gemma4_tokenizer: GemmaTokenizer, clip: Maker) -> None:
+    batch = {"prompts": ["a <|audio|>"], "responses": ["x"], "audio": [np.tile(clip(), 3)]}
+    converter = Gemma4AudioConverter(mel_floor=1e-3)
+    found, wanted = (
+        Gemma4CausalLMPreprocessor(gemma4_tokenizer, audio_converter=each, sequence_length=200)(batch)[0]
+        for each in (converter, converter.extractor)
+    )
+    assert all(found[name].equal(wanted[name]) for name in wanted)
+    short = Gemma4CausalLMPreprocessor(gemma4_tokenizer, audio_converter=Gemma4AudioConverter(max_audio_length=1))
+    assert int(short({**batch, "audio": [np.zeros(40_000)]})[0]["audio_mask"].sum()) == 25
 
 
 def test_mel_frames_made_before_are_taken(everything: Gemma4CausalLMPreprocessor, clip: Maker) -> None:

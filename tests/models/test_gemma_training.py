@@ -91,7 +91,7 @@ def one_process() -> Iterator[None]:
 
 @pytest.mark.filterwarnings("ignore:Grad strides")
 def test_batches_of_one_kind_train_without_a_search_for_unused_weights(parts, gemmas, one_process: None) -> None:
-    """Complaints LlamaFactory#8693, trl#5032, axolotl#3584: text alone, sound alone and pictures alone, 3 steps each."""
+    """Complaints LlamaFactory#8693, trl#5032, axolotl#3584: text, sound or pictures alone, 3 steps each."""
     model, collate = parts
     wrapped = DistributedDataParallel(model.train(), find_unused_parameters=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)

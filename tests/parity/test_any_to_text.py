@@ -113,7 +113,8 @@ def test_questions_about_media_give_what_the_reference_gives(pair: Any, family: 
         {"text": "hello", "return_tensors": True},
         {"images": image, "text": image_mark + " hello"},
         {"images": image, "text": image_mark + " hello", "return_full_text": False},
-        {"images": [image, image], "text": f"{image_mark} hello {image_mark}"},
+        # In text, the reference repeats a prompt that decoding does not give back letter by letter.
+        {"images": [image, image], "text": f"{image_mark} hello {image_mark}", "return_tensors": True},
     ]
     if task == "any-to-any":
         calls += [

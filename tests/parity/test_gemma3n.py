@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import audiomm.models.gemma3n as ours
+from audiomm.models.gemma3n.slicing import slice_checkpoint
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
 
@@ -187,6 +188,17 @@ def test_what_is_saved_here_is_read_there(text_pair: tuple[Any, Any], reference:
     model.save_pretrained(tmp_path)
     again = reference.Gemma3nForCausalLM.from_pretrained(tmp_path)
     assert far(again(tokens(2, 9)).logits, theirs(tokens(2, 9)).logits) < 1e-6
+
+
+@torch.no_grad()
+def test_a_slice_is_read_there(text_pair: tuple[Any, Any], reference: Any, tmp_path: Path) -> None:
+    text_pair[1].save_pretrained(tmp_path / "whole")
+    slice_checkpoint(tmp_path / "whole", tmp_path / "part", intermediate_size=24, skipped_layers=(5, 6, 7))
+    theirs, model = (
+        each.from_pretrained(tmp_path / "part") for each in (reference.Gemma3nForCausalLM, ours.Gemma3nForCausalLM)
+    )
+    assert model.config.num_hidden_layers == 7
+    assert far(theirs(tokens(2, 9)).logits, model(tokens(2, 9)).logits) < CLOSE
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ are those of the features; what differs on purpose besides says why. keras-hub i
 
 from __future__ import annotations
 
+import inspect
 import string
 from typing import Any
 
@@ -261,6 +262,27 @@ def test_clips_have_the_same_places_and_features(keras_hub: Any, lengths: list[i
 
 
 # ------------------------------------------------------------------------------------------------ names
+
+
+def test_every_argument_of_theirs_is_known(keras_hub: Any) -> None:
+    def arguments(function: Any) -> dict[str, Any]:
+        return {
+            name: parameter.default
+            for name, parameter in inspect.signature(function).parameters.items()
+            if parameter.kind is not parameter.VAR_KEYWORD
+        }
+
+    theirs = keras_hub.models.Gemma4CausalLMPreprocessor
+    wanted, found = arguments(theirs.__init__), arguments(Gemma4CausalLMPreprocessor.__init__)
+    assert list(found)[: len(wanted)] == list(wanted)
+    assert {name: found[name] for name in wanted} == wanted
+    for name in ("generate_preprocess", "generate_postprocess"):
+        assert list(arguments(getattr(theirs, name))) == [
+            argument
+            for argument in arguments(getattr(Gemma4CausalLMPreprocessor, name))
+            if argument != "video_metadata"
+        ]
+    assert set(arguments(theirs.call)) <= set(arguments(Gemma4CausalLMPreprocessor.__call__))
 
 
 def test_every_preset_of_theirs_is_known(keras_hub: Any) -> None:

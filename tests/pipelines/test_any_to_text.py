@@ -204,6 +204,18 @@ def test_what_nobody_says_the_task_says(pipes, monkeypatch) -> None:
     assert asked == {"stop_strings": ["end"], "tokenizer": pipes["any-to-any"].tokenizer, "top_k": 3}
 
 
+def test_what_a_call_says_counts_more_than_what_the_pipeline_was_made_with(pipes) -> None:
+    parts = {"model": pipes["any-to-any"].model, "processor": pipes["any-to-any"].processor, "device": "cpu"}
+    pipe = pipeline("any-to-any", **parts, return_tensors=True, return_full_text=False, generate_kwargs=GREEDY)
+
+    def length(**options: Any) -> int:
+        return len(pipe("hello", **options)[0]["generated_token_ids"])
+
+    assert length() == 5
+    assert length(max_new_tokens=3) == 3
+    assert length(generate_kwargs={"max_new_tokens": 2}) == 2
+
+
 def test_options_reach_tokenizer_template_and_processor(pipes) -> None:
     pipe = pipes["text-generation"]
     plain = pipe("hello", return_tensors=True, **GREEDY)[0]["generated_token_ids"]

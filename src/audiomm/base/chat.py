@@ -92,7 +92,7 @@ def _message(message: Any, number: int) -> dict[str, Any]:
     content = kept.get("content", "")
     if isinstance(content, (list, tuple)):
         kept["content"] = [_part(part, number) for part in content]
-    elif not isinstance(content, str):
+    elif not isinstance(content, str) and not (kept["role"] == "tool" and isinstance(content, Mapping)):
         raise InputError(f"message {number}: content is a {type(content).__name__}; text or a list of parts is needed.")
     thoughts = next((kept[name] for name in _THOUGHT_NAMES if name in kept), None)
     if thoughts is not None:
@@ -281,7 +281,7 @@ def mark_typed(messages: list[dict[str, Any]], tokens: Iterable[str], everything
 
 
 def typed_marker(tokens: Iterable[str]) -> Callable[[Any], Any]:
-    """A function that puts control tokens in all strings of nested data between TYPED marks, dict keys excepted."""
+    """A function that puts control tokens in all strings of nested data between TYPED marks."""
     known = frozenset(tokens)
     # Thousands of "<unused17>" would make a slow pattern: what has their shape is looked up instead.
     others = sorted((token for token in known if token and not _TOKEN_SHAPE.fullmatch(token)), key=len, reverse=True)
@@ -297,7 +297,7 @@ def typed_marker(tokens: Iterable[str]) -> Callable[[Any], Any]:
         if isinstance(value, Mapping):
             # A part's type and its medium are no text of the prompt.
             kept = ("type", *_SOURCES.get(str(value.get("type")), ()))
-            return {key: item if key in kept else mark(item) for key, item in value.items()}
+            return {mark(key): item if key in kept else mark(item) for key, item in value.items()}
         return [mark(item) for item in value] if isinstance(value, (list, tuple)) else value
 
     return mark

@@ -10,7 +10,13 @@ from ..models.gemma3n.slicing import slice_checkpoint
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write the slice and say what it is."""
+    """Write the slice and say what it is.
+
+    Raises:
+        ConfigError: There is no such slice, or nothing is to be left out.
+    """
+    if arguments.size is None and arguments.intermediate_size is None and arguments.skip_layers is None:
+        raise ConfigError("nothing to leave out: say --size E2B, or --intermediate_size, or --skip_layers.")
     options = {} if arguments.revision is None else {"revision": arguments.revision}
     config = slice_checkpoint(
         arguments.source,

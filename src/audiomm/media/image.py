@@ -117,7 +117,8 @@ def to_pixels(
         ImageLimitError: Too many pixels.
     """
     if len(values.shape) > 1 and math.prod(values.shape) > 4 * max_pixels:  # before anything is copied
-        check_pixel_count(*sorted(values.shape)[-2:], max_pixels, f"an array of shape {tuple(values.shape)}")
+        height, width = sorted(values.shape)[-2:]
+        check_pixel_count(height, width, max_pixels, f"an array of shape {tuple(values.shape)}")
     if isinstance(values, np.ndarray):
         if values.dtype.kind not in "fiu":
             raise ImageError(f"pixels of type {values.dtype}: whole numbers from 0 to 255, or floats, are needed.")

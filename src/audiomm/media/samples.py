@@ -5,6 +5,7 @@ Used by `load_audio` and by the feature extractors, so that both read a clip, or
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np

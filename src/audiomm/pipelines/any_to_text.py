@@ -18,6 +18,7 @@ from ..auto import AutoModelForCausalLM
 from ..base.errors import InputError
 from ..generation.streamers import TextIteratorStreamer
 from .base import Pipeline, batched, positive
+from .request import flat
 
 _KINDS = {"images": "image", "audio": "audio", "videos": "video"}
 #: Options of a call by what takes them: the template, the processor, its text part; all others go to `generate`.
@@ -141,7 +142,7 @@ class AnyToTextPipeline(AnsweringPipeline):
             InputError: There is no prompt, its media do not fit, or an option is wrong.
             GenerationError: `generate` was asked for something impossible.
         """
-        return self._run(text, {"images": images, "audio": audio, "videos": videos}, kw, flat=True)
+        return self._run(text, {"images": images, "audio": audio, "videos": videos}, kw, joined=True)
 
     def stream(self, text: Any = None, **kwargs: Any) -> Iterator[str]:
         """The answer to one prompt in pieces, as it is written; arguments as for `AnyToTextPipeline`'s call.
@@ -178,9 +179,10 @@ class AnyToTextPipeline(AnsweringPipeline):
 
     # ------------------------------------------------------------------ what is asked
 
-    def _run(self, text: Any, media: dict[str, Any], kw: dict[str, Any], flat: bool = False) -> Any:
-        """Answers to one, several or a stream of prompts; `flat` joins those to a list of texts."""
-        kw = {**self.call_defaults, **kw}
+    def _run(self, text: Any, media: dict[str, Any], kw: dict[str, Any], joined: bool = False) -> Any:
+        """Answers to one, several or a stream of prompts; `joined` makes one list of those to texts."""
+        own = kw.get("generate_kwargs") or {}
+        kw = {**{name: value for name, value in flat(self.call_defaults).items() if name not in own}, **kw}
         kw.pop("num_workers", None)
         size = kw.pop("batch_size", None)
         size = self.batch_size if size is None else positive("batch_size", size)
@@ -206,7 +208,7 @@ class AnyToTextPipeline(AnsweringPipeline):
                 raise InputError(f"{len(text)} prompts, but {name} has {count} entries; pass one (or a list) for each.")
         asks = [_ask(item, {name: value[at] for name, value in media.items()}) for at, item in enumerate(text)]
         results = list(self._results(asks, size, wishes))
-        return list(chain.from_iterable(results)) if flat and isinstance(text[0], str) else results
+        return list(chain.from_iterable(results)) if joined and isinstance(text[0], str) else results
 
     def _wishes(self, kw: dict[str, Any]) -> Wishes:
         """The options of a call, by who takes them."""
@@ -387,7 +389,7 @@ class ImageTextToTextPipeline(AnyToTextPipeline):
         if text is None and (isinstance(first, Mapping) or _is_chat(first) or isinstance(images, Iterator)):
             text, images = images, None
         media = {"images": images, "videos": kw.pop("videos", None), "audio": kw.pop("audio", None)}
-        return self._run(text, media, kw, flat=images is not None)
+        return self._run(text, media, kw, joined=images is not None)
 
 
 def _is_chat(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Live speech to text by a Gemma 4: sound is encoded once, while it comes, and the model is asked about it at each step.
+"""Live speech to text by a Gemma 4: sound is encoded once, as it comes, and the model is asked about it at each step.
 
 Its audio tower never looks ahead, so soft tokens that were made stay what they are, and those of a stream are those of
 the whole recording. What two steps in a row agree on is settled, and so is everything before a pause (local agreement,
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,6 @@ from torch import Tensor
 from ..base.errors import InputError
 from ..media.resample import Resampler, check_rate
 from ..media.samples import check_finite, to_float
-from ..models.gemma4.audio import Gemma4AudioModel, Gemma4AudioModelOutput, Gemma4StreamingAudioEncoder
 from .live import PAUSE_SECONDS
 from .prompted_recognition import WINDOW_SECONDS, PromptedSpeechRecognitionPipeline, is_audible
 
@@ -29,7 +29,7 @@ class LiveText:
     """What one step of a stream gave.
 
     Attributes:
-        text: What is now settled; texts of all updates, joined by spaces, are the transcript.
+        text: What is now settled, a space before each word; the texts of all updates together are the transcript.
         pending: What was heard behind it and may still change.
         seconds: How much of the stream had been heard.
     """
@@ -44,7 +44,7 @@ class PromptedLiveTranscriber:
 
         live = PromptedLiveTranscriber(pipeline("automatic-speech-recognition", model="google/gemma-4-E2B-it"))
         for update in live.listen(microphone()):
-            print(update.text, end=" ", flush=True)
+            print(update.text, end="", flush=True)
 
     Args:
         pipe: A speech recognition pipeline on a model whose audio tower can encode a stream.
@@ -64,7 +64,7 @@ class PromptedLiveTranscriber:
         **kwargs: Any,
     ) -> None:
         self.tower: Any = getattr(getattr(pipe.model, "model", None), "audio_tower", None)
-        if not isinstance(self.tower, Gemma4AudioModel):
+        if self.tower is None or not hasattr(self.tower, "stream"):
             raise InputError(
                 f"{type(pipe.model).__name__} cannot encode a stream; Gemma 4 E2B and E4B can. With a Whisper model, "
                 "use LiveTranscriber."
@@ -79,7 +79,12 @@ class PromptedLiveTranscriber:
         self._waiting = np.zeros(0, np.float32)
         self._heard_samples = 0
         self._is_finished = False
-        self._begin()
+        #: Of what was said since the last pause: samples, soft tokens, words that are settled, words of the last step.
+        self._samples = np.zeros(0, np.float32)
+        self._tokens: list[Tensor] = []
+        self._settled = 0
+        self._before: list[str] = []
+        self._encoder = self.tower.stream(pipe.feature_extractor)
 
     def listen(self, chunks: Iterable[Any]) -> Iterator[LiveText]:
         """Go through a stream of mono samples to its end: an update for each step, the last with everything settled."""
@@ -122,11 +127,9 @@ class PromptedLiveTranscriber:
 
     def _begin(self) -> None:
         """Forget what was said up to a pause."""
-        self._encoder: Any = Gemma4StreamingAudioEncoder(self.tower, self.pipe.feature_extractor)
-        self._tokens: list[Tensor] = []
+        self._encoder = self.tower.stream(self.pipe.feature_extractor)
         self._samples = np.zeros(0, np.float32)
-        self._settled = 0
-        self._before: list[str] = []
+        self._tokens, self._settled, self._before = [], 0, []
 
     def _advance(self, piece: np.ndarray) -> LiveText:
         """Hear a step, ask, and settle what is certain."""
@@ -147,7 +150,7 @@ class PromptedLiveTranscriber:
             agreed += 1
         new = words[self._settled : agreed]
         self._settled, self._before = max(self._settled, agreed), words
-        return LiveText(" ".join(new), " ".join(words[self._settled :]), seconds)
+        return LiveText(_spaced(new), _spaced(words[self._settled :]), seconds)
 
     def _collect(self, piece: np.ndarray) -> None:
         """Encode the next samples."""
@@ -162,7 +165,7 @@ class PromptedLiveTranscriber:
             shortest = math.ceil(0.1 * self.rate)
             self._collect(np.zeros(max(shortest - len(self._samples), 0), np.float32))
             self._tokens.append(self._encoder.finish())
-            text = " ".join(self._ask().split()[self._settled :])
+            text = _spaced(self._ask().split()[self._settled :])
         self._begin()
         return text
 
@@ -181,7 +184,7 @@ class PromptedLiveTranscriber:
         text = prompt.replace(processor.audio_token, block, 1).removeprefix(processor.tokenizer.bos_token or "")
         inputs = processor.tokenizer(text, return_tensors="pt")
         with torch.no_grad():
-            encoded = Gemma4AudioModelOutput(pooler_output=model.model.embed_audio(tokens))
+            encoded = SimpleNamespace(pooler_output=model.model.embed_audio(tokens))
             output = model.generate(
                 inputs["input_ids"].to(self.pipe.device),
                 mm_encoder_outputs={"audio": encoded},
@@ -189,3 +192,7 @@ class PromptedLiveTranscriber:
             )
         sequences = getattr(output, "sequences", output)
         return self.pipe.written(sequences[0, inputs["input_ids"].shape[1] :])
+
+
+def _spaced(words: list[str]) -> str:
+    return "".join(f" {word}" for word in words)

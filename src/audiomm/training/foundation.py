@@ -167,7 +167,12 @@ class Foundation:
             from accelerate import DeepSpeedPlugin
 
             options["deepspeed_plugin"] = DeepSpeedPlugin(hf_ds_config=args.deepspeed)
-        return Accelerator(**{**options, **(args.accelerator_config or {})})
+        accelerator = Accelerator(**{**options, **(args.accelerator_config or {})})
+        found = {str(getattr(one, "value", one)) for one in accelerator.log_with}
+        missing = sorted(set(args.report_to) - found - {"all"})
+        if missing:  # accelerate would go on without them
+            raise ConfigError(f"report_to: the package of {', '.join(missing)} is not installed.")
+        return accelerator
 
     def create_optimizer(self) -> Any:
         """The optimizer, made if there is none yet."""

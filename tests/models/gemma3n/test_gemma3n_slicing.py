@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from audiomm.base.errors import ConfigError, SaveError
+from audiomm.cli.main import main
 from audiomm.cli.slice import layer_list, neuron_counts
 from audiomm.models.gemma3n import Gemma3nForCausalLM, Gemma3nForConditionalGeneration
 from audiomm.models.gemma3n.slicing import PRESETS, slice_checkpoint
@@ -93,6 +94,7 @@ def test_the_preset_e2b_makes_an_e2b(text_model, tmp_path):
     [
         ({"intermediate_size": 0}, "intermediate_size=0 for layer 0"),
         ({"intermediate_size": [49] * 6}, "intermediate_size=49 for layer 0: it has 48 neurons"),
+        ({"intermediate_size": 49}, "intermediate_size=49 for layer 0: it has 48 neurons"),
         ({"intermediate_size": [4] * 7}, "intermediate_size has 7 entries: 6"),
         ({"skipped_layers": [6]}, r"skipped_layers=\[6\]: accepted are some of the layers 0 to 5"),
         ({"skipped_layers": [2]}, "layer 3 reads the keys of layer 2, which must stay"),
@@ -116,6 +118,17 @@ def test_a_folder_with_something_in_it_and_other_models_are_refused(text_model, 
         slice_checkpoint(tiny_whisper_folder, tmp_path / "part", intermediate_size=4)
     with pytest.raises(TypeError, match="unknown argument 'sizes'"):
         slice_checkpoint(tmp_path / "whole", tmp_path / "part", sizes=4)
+
+
+def test_the_command_writes_a_folder_that_is_read(text_model, ids, tmp_path, capsys):
+    text_model().save_pretrained(tmp_path / "whole")
+    folders = [str(tmp_path / "whole"), str(tmp_path / "part")]
+    assert main(["slice", *folders]) == 1
+    assert "nothing to leave out: say --size E2B" in capsys.readouterr().err
+    assert main(["slice", *folders, "--intermediate_size", "24", "--skip_layers", "3-4"]) == 0
+    assert "4 layers of 24 neurons" in capsys.readouterr().out
+    part = Gemma3nForCausalLM.from_pretrained(tmp_path / "part")
+    assert part.generate(ids(), max_new_tokens=2, min_new_tokens=2).shape == (2, 17)
 
 
 def test_the_command_reads_lists_of_layers_and_neurons():

@@ -208,6 +208,29 @@ def test_neither_or_both_of_ids_and_embeddings_are_refused(text_model, ids):
         model(inputs_embeds=embeds, per_layer_inputs=torch.zeros(2, 3, 6, 8))
 
 
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        ([[2, 288]], "input_ids holds 288: ids of this model are 0 to 287"),
+        ([[-7, 5]], "input_ids holds -7"),
+        ([2, 5], r"shape \(2,\); \(rows, tokens\)"),
+        ([[]], r"shape \(1, 0\)"),
+    ],
+)
+def test_ids_that_the_vocabulary_has_not_are_refused(text_model, tokens, message):
+    with pytest.raises(InputError, match=message):
+        text_model()(torch.tensor(tokens, dtype=torch.long))
+
+
+def test_wrong_ids_are_refused_wherever_a_prompt_is_read(text_model, model):
+    for each in (text_model(), model):
+        for options in ({}, {"prefill_chunk_size": 1}):
+            with pytest.raises(InputError, match="input_ids holds 288"):
+                each.generate(torch.tensor([[2, 288, 3]]), max_new_tokens=2, **options)
+        with pytest.raises(ShapeError, match="at least one"):
+            each.generate(torch.zeros(1, 0, dtype=torch.long), max_new_tokens=2)
+
+
 def test_what_is_no_cache_is_refused(text_model, ids):
     with pytest.raises(InputError, match="past_key_values is a tuple"):
         text_model()(ids(), past_key_values=())

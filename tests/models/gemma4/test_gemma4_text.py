@@ -271,3 +271,20 @@ def test_the_per_layer_table_may_stay_behind(tiny, tmp_path):
         assert torch.equal(loaded(ids).logits, model(ids).logits)
     with pytest.raises(ConfigError, match="per_layer_embeddings='moon'"):
         Gemma4ForCausalLM.from_pretrained(tmp_path, per_layer_embeddings="moon")
+
+
+@torch.no_grad()
+def test_a_vocabulary_grows_and_shrinks_with_its_per_layer_table(tiny, tmp_path):
+    model, ids = tiny.make("per-layer"), tiny.tokens() % 80
+    wanted = model(ids).logits
+    model.resize_token_embeddings(100, pad_to_multiple_of=8)
+    table, config = model.get_per_layer_input_embeddings(), model.config
+    assert table.weight.shape == (104, 6 * 8) and (config.vocab_size, config.vocab_size_per_layer_input) == (104, 104)
+    assert torch.allclose(table.weight[103], table.weight[:96].mean(0), atol=1e-6)
+    assert table.weight.requires_grad and close(model(ids).logits[..., :96], wanted)
+    model.save_pretrained(tmp_path)
+    again = Gemma4ForCausalLM.from_pretrained(tmp_path)
+    new = torch.tensor([[2, 100, 103]])
+    assert torch.equal(again(new).logits, model(new).logits)
+    model.resize_token_embeddings(80)
+    assert len(model.get_per_layer_input_embeddings().weight) == 80 and close(model(ids).logits, wanted[..., :80])

@@ -211,6 +211,16 @@ def test_times_and_words_are_inside_the_recording_and_in_order(transcribe, talke
         assert "".join(word.text for word in found.words) == found.text
 
 
+def test_a_compiled_model_gives_the_same_words(transcribe, talker):
+    expected = transcribe(sound(0.7), word_timestamps=True)
+    # As the command line compiles, with the backend that needs no compiler.
+    talker.get_encoder().compile(backend="eager")
+    talker.get_decoder().compile(backend="eager", dynamic=True)
+    found = transcribe(sound(0.7), word_timestamps=True)
+    assert expected.words
+    assert (found.text, found.words) == (expected.text, expected.words)
+
+
 def test_marks_join_the_words_they_are_told_to(transcribe):
     joined = transcribe(sound(0.9), word_timestamps=True)
     apart = transcribe(sound(0.9), word_timestamps=True, prepend_punctuations="", append_punctuations="")

@@ -12,7 +12,7 @@ from ...layers.cache import Cache, LayerSpec
 from ...layers.language_head import shifted_loss, token_logits
 from ...layers.per_layer import PerLayerTable, find_token_ids
 from .config import Gemma3nTextConfig
-from .text import Gemma3nPreTrainedModel, Gemma3nTextModel
+from .text import Gemma3nPreTrainedModel, Gemma3nTextModel, check_token_ids
 from .weights import NOT_TEXT, TEXT_NAMES, UNUSED
 
 
@@ -113,6 +113,7 @@ class Gemma3nWithHead(GenerationMixin, Gemma3nPreTrainedModel):
             assert inputs_embeds is not None, "a prompt comes as ids or as embeddings"
             return inputs_embeds, per_layer_inputs
         decoder = self.get_decoder()
+        check_token_ids(input_ids, decoder.embed_tokens.num_embeddings)
         return decoder.embed_tokens(input_ids), decoder.get_per_layer_inputs(input_ids)
 
     def _read_pieces(

@@ -20,7 +20,7 @@ from ...layers.merge import place_features, refuse_empty_places
 from .audio import Gemma3nAudioEncoder
 from .config import Gemma3nConfig
 from .embedder import Gemma3nMultimodalEmbedder
-from .text import Gemma3nPreTrainedModel, Gemma3nTextModel
+from .text import Gemma3nPreTrainedModel, Gemma3nTextModel, check_token_ids
 from .vision import Gemma3nVisionModel
 from .weights import AUDIO, UNUSED, VISION, WHOLE_NAMES
 
@@ -211,6 +211,7 @@ class Gemma3nModel(Gemma3nPreTrainedModel):
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """(rows, length) token ids -> (rows, length, width); ids that stand for media have rows of their own."""
+        check_token_ids(input_ids, self.language_model.embed_tokens.num_embeddings)
         text: Tensor = self.language_model.embed_tokens(input_ids)
         if not self._embedders():
             return text

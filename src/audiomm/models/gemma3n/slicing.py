@@ -179,7 +179,9 @@ def _sizes(wanted: Slice, kept: list[int], text: Gemma3nTextConfig) -> list[int]
     """
     given = wanted.intermediate_size
     if isinstance(given, int):
-        sizes = [min(given, text.intermediate_size[layer]) if given > 0 else given for layer in kept]
+        # Layers that are narrower already stay so; a number that none of them reaches is a mistake.
+        enough = 1 <= given <= max(text.intermediate_size[layer] for layer in kept)
+        sizes = [min(given, text.intermediate_size[layer]) if enough else given for layer in kept]
     elif len(given) == len(kept):
         sizes = list(given)
     elif len(given) == text.num_hidden_layers:

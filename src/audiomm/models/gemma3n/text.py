@@ -257,6 +257,7 @@ class Gemma3nTextModel(PerLayerInputs, Gemma3nPreTrainedModel):
         if input_ids is not None:
             if per_layer_inputs is not None:
                 raise ShapeError("per_layer_inputs follow from input_ids: pass them with inputs_embeds only.")
+            check_token_ids(input_ids, self.embed_tokens.num_embeddings)
             embeds = self.embed_tokens(input_ids)
             per_layer_inputs = self.get_per_layer_inputs(input_ids)
         else:
@@ -326,6 +327,27 @@ class Gemma3nTextModel(PerLayerInputs, Gemma3nPreTrainedModel):
             frequencies = rotary_frequencies(self.config.head_dim, entry["rope_theta"], factor=factor)
             found[window] = frequencies.to(device)
         return found
+
+
+def check_token_ids(ids: Tensor, rows: int) -> None:
+    """Refuse a prompt with ids that a table of `rows` embeddings has no row for.
+
+    Single tokens are not looked at: reading them would hold up the device at every step.
+
+    Raises:
+        ShapeError: There are no tokens, or not (rows, tokens) of them.
+        InputError: An id is not of the vocabulary.
+    """
+    if ids.dim() != 2 or 0 in ids.shape:
+        raise ShapeError(f"input_ids is of shape {tuple(ids.shape)}; (rows, tokens), at least one, is needed.")
+    if ids.shape[1] == 1 or ids.is_meta or torch.compiler.is_compiling():
+        return
+    low, high = torch.stack(torch.aminmax(ids)).tolist()
+    if low < 0 or high >= rows:
+        raise InputError(
+            f"input_ids holds {low if low < 0 else high}: ids of this model are 0 to {rows - 1}. Were they made by the "
+            "tokenizer of another model?"
+        )
 
 
 def _size(hidden: Tensor) -> Tensor:

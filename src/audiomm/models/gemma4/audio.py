@@ -236,6 +236,10 @@ class Gemma4AudioModel(PreTrainedModel):
         layers = (cast(Gemma4AudioLayer, layer) for layer in self.layers)
         return StreamState(layers=[fresh_layer(layer.self_attn, layer.lconv1d) for layer in layers])
 
+    def stream(self, extractor: Gemma4AudioFeatureExtractor | None = None) -> Gemma4StreamingAudioEncoder:
+        """A recording encoded while it goes on, with the features of `extractor`; None is the published one."""
+        return Gemma4StreamingAudioEncoder(self, extractor)
+
     def encode_piece(self, frames: Tensor, state: StreamState, last: bool) -> Tensor:
         """(1, frames, bands), the next of a stream -> (1, tokens, width), the tokens that they complete."""
         hidden = self.subsample_conv_projection.piece(frames, state.stages, last)

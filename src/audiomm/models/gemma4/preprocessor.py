@@ -50,7 +50,7 @@ class Gemma4CausalLMPreprocessor(FromPreset):
     Args:
         tokenizer: A GemmaTokenizer.
         image_converter: A Gemma4ImageProcessor; None refuses pictures.
-        audio_converter: A Gemma4AudioFeatureExtractor; None refuses audio.
+        audio_converter: A Gemma4AudioFeatureExtractor or Gemma4AudioConverter; None refuses audio.
         video_converter: A Gemma4VideoProcessor; None refuses videos.
         sequence_length: Tokens of a packed row.
         add_start_token: Begin rows with `<bos>`; a prompt that begins with it gets no second one.
@@ -123,11 +123,14 @@ class Gemma4CausalLMPreprocessor(FromPreset):
         self.video_fps = video_fps
         self.pad_images_to = pad_images_to
         self.video_metadata: Any = None
-        unified = isinstance(audio_converter, Gemma4UnifiedAudioFeatureExtractor) or isinstance(
+        # keras-hub's converter pads every clip to its window; the extractor in it tells how long each one is.
+        extractor = getattr(audio_converter, "extractor", audio_converter)
+        self._audio_options = {} if extractor is audio_converter else {"max_length": audio_converter.num_samples}
+        unified = isinstance(extractor, Gemma4UnifiedAudioFeatureExtractor) or isinstance(
             image_converter, Gemma4UnifiedImageProcessor
         )
         kind = Gemma4UnifiedProcessor if unified else Gemma4Processor
-        self._processor = kind(audio_converter, image_converter, tokenizer, video_converter)
+        self._processor = kind(extractor, image_converter, tokenizer, video_converter)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Self:
@@ -352,7 +355,7 @@ class Gemma4CausalLMPreprocessor(FromPreset):
         if batch.media["audio"] is not None:
             self._require("audio_converter", "audio")
             check_counts("clips", processor.audio_token or "", batch.prompts, batch.media["audio"])
-            made = processor._audio_features(batch.media["audio"].items, {}, None)
+            made = processor._audio_features(batch.media["audio"].items, self._audio_options, None)
             batch.features["audio"] = made
             replacements[processor.audio_token] = [
                 processor.audio_text(made, index) for index in range(len(batch.media["audio"].items))

@@ -206,6 +206,14 @@ class Gemma4PreTrainedModel(PreTrainedModel):
             config.get_text_config().per_layer_embeddings = placement
         return config
 
+    def resize_token_embeddings(self, new_num_tokens: int, pad_to_multiple_of: int | None = None) -> nn.Embedding:
+        """Grow or shrink the vocabulary, per-layer embeddings too, which is what transformers does."""
+        table = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of)
+        for stack in self.modules():
+            if isinstance(stack, Gemma4TextModel) and stack.config.hidden_size_per_layer_input:
+                stack.resize_per_layer_table(table.num_embeddings)
+        return table
+
     @torch.no_grad()
     def init_module(self, module: nn.Module) -> None:
         deviation = self.config.get_text_config().initializer_range
@@ -269,6 +277,20 @@ class Gemma4TextModel(PerLayerInputs, Gemma4PreTrainedModel):
         if not isinstance(value, ScaledEmbedding):
             value = ScaledEmbedding.of(value, self.config.hidden_size**0.5)
         self.embed_tokens = value
+
+    @torch.no_grad()
+    def resize_per_layer_table(self, rows: int) -> None:
+        """Give the per-layer embeddings `rows` rows; new ones are the mean of the old."""
+        old = self.embed_tokens_per_layer
+        known = old.padding_idx if old.padding_idx is not None and old.padding_idx < rows else None
+        with torch.device("meta"):
+            table = PerLayerTable(rows, old.layers, old.width, known, old.placement)
+        weight = old.weight[:rows]
+        mean = old.weight.mean(dim=0, keepdim=True, dtype=torch.float32).to(weight.dtype)
+        weight = torch.cat((weight, mean.expand(rows - len(weight), -1)))
+        table.weight = nn.Parameter(weight, requires_grad=old.weight.requires_grad)
+        self.embed_tokens_per_layer = table
+        self.config.vocab_size_per_layer_input = rows
 
     def cache_specs(self) -> list[LayerSpec]:
         """What each layer that owns keys and values keeps while generating."""

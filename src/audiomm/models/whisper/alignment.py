@@ -141,7 +141,8 @@ def read_again(
     tokens = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=encoded.device)
     decoder = model.get_decoder()
     with _Scores(decoder, heads) as scores:
-        output = decoder(
+        # A compiled module does not call the hooks, so its forward is called as it is.
+        output = decoder.forward(
             tokens,
             encoder_hidden_states=encoded,
             use_cache=False,
