@@ -18,7 +18,16 @@ EXTRAS = {
     "convert": ["msgpack>=1.0", "h5py>=3.8"],
     "eval": ["jiwer>=3.0"],
     "plot": ["matplotlib>=3.7"],
-    "test": ["pytest>=8", "pillow>=10", "av>=14.2", "msgpack>=1.0", "h5py>=3.8", "jiwer>=3.0", "matplotlib>=3.7"],
+    "test": [
+        "pytest>=8",
+        "pillow>=10",
+        "av>=14.2",
+        "msgpack>=1.0",
+        "h5py>=3.8",
+        "jiwer>=3.0",
+        "matplotlib>=3.7",
+        "tensorboard>=2.15",
+    ],
     "lint": ["ruff>=0.6", "mypy>=1.11"],
     # The reference implementations that parity tests and benchmarks compare with; never imported by the package.
     # (openai-whisper and timm are installed without their own needs, which are large and not used: see the Makefile.)

@@ -144,10 +144,12 @@ class Transcript:
             result["language"] = self.language
             result["duration"] = self.duration_seconds
         if self.alternatives:
-            options = {
-                "return_language": return_language, "return_segments": return_segments, "language_names": language_names,
-            }  # fmt: skip
-            result["alternatives"] = [one.to_dict(**options) for one in self.alternatives]
+            result["alternatives"] = [
+                one.to_dict(
+                    return_language=return_language, return_segments=return_segments, language_names=language_names
+                )
+                for one in self.alternatives
+            ]
         for name, value in self.extra.items():
             result.setdefault(name, [value])
         return result

@@ -255,7 +255,7 @@ class AutomaticSpeechRecognitionPipeline(Pipeline):
         features = self._features([first], True)
         kwargs = {**self._generate_kwargs([first], True, request), "batch_size": batch_size}
         under_way = {0: first}
-        languages = request.generate_kwargs.get("language")
+        languages: Any = request.generate_kwargs.get("language")
 
         def following() -> tuple[int, str | None] | None:
             piece = more()
