@@ -22,8 +22,17 @@ CONFIG_NAME = "config.json"
 
 # Choices of one process, not facts of the checkpoint: never written to config.json and never taken from one, so that
 # a downloaded file cannot choose which code runs.
-_RUNTIME_KEYS = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal", "auto_map",
-                 "trust_remote_code", "_commit_hash", "name_or_path", "_name_or_path", "per_layer_embeddings")  # fmt: skip
+_RUNTIME_KEYS = (
+    "attn_implementation",
+    "_attn_implementation",
+    "_attn_implementation_internal",
+    "auto_map",
+    "trust_remote_code",
+    "_commit_hash",
+    "name_or_path",
+    "_name_or_path",
+    "per_layer_embeddings",
+)
 
 ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager")
 
