@@ -118,3 +118,23 @@ def test_wrong_usage_is_told(ear: Ear, capsys: pytest.CaptureFixture[str]) -> No
     assert "--rate=7" in capsys.readouterr().err
     assert main(["listen", "missing.raw"]) == 1
     assert "missing.raw" in capsys.readouterr().err
+
+
+def test_a_model_that_is_asked_listens_too(
+    gemma_folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "noise.raw"
+    samples = np.random.default_rng(0).integers(-8000, 8000, 24_000)
+    samples[8_000:16_000] = 0
+    path.write_bytes(samples.astype("<i2").tobytes())
+    assert main(["listen", str(path), "--model", str(gemma_folders["gemma4"]), "--device", "cpu"]) == 0
+    assert capsys.readouterr().out.endswith("\n")
+
+
+def test_a_model_that_hears_whole_clips_only_says_so(
+    gemma_folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "noise.raw"
+    path.write_bytes(bytes(3200))
+    assert main(["listen", str(path), "--model", str(gemma_folders["gemma3n"]), "--device", "cpu"]) == 1
+    assert "cannot encode a stream; Gemma 4 E2B and E4B can" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from audiomm.layers import experts as module
 from audiomm.layers.experts import Experts, Router
@@ -105,3 +106,31 @@ def test_a_router_weighs_the_best_experts_by_their_share_and_scale():
         share = probabilities[row, best] / probabilities[row, best].sum()
         assert torch.allclose(weights[row], share * router.per_expert_scale[best], atol=1e-6)
     assert router.to(torch.bfloat16)(hidden.bfloat16())[0].dtype == torch.float32
+
+
+class BytesMade(TorchDispatchMode):
+    """Counts the bytes of all tensors that operations make, views left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        before = {arg.untyped_storage().data_ptr() for arg in args if isinstance(arg, torch.Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for one in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(one, torch.Tensor) and one.untyped_storage().data_ptr() not in before:
+                self.total += one.untyped_storage().nbytes()
+        return result
+
+
+def test_a_decode_step_takes_no_more_memory_with_more_experts():
+    made = []
+    for count in (8, 64):
+        block = Experts(count, 64, 32)
+        weights, chosen = torch.rand(1, 2), torch.tensor([[3, 5]])
+        with torch.no_grad(), BytesMade() as memory:
+            block(torch.randn(1, 64), weights, chosen)
+        made.append(memory.total)
+    assert made[0] == made[1]
+    assert made[1] < 64 * 3 * 64 * 32 * 4 / 4  # far below the weights of all experts

@@ -13,6 +13,8 @@ import numpy as np
 from ..media.microphone import microphone
 from ..media.resample import check_rate
 from ..pipelines.live import LiveTranscriber
+from ..pipelines.live_prompted import PromptedLiveTranscriber
+from ..pipelines.prompted_recognition import PromptedSpeechRecognitionPipeline
 from .models import check_model, language_and_task, load, printed
 
 #: Samples that are read from a file or pipe at a time are this long.
@@ -26,13 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
     with ExitStack() as stack:
         chunks = _chunks(arguments, stack)
         pipe = load(arguments)
-        live = LiveTranscriber(
-            pipe,
-            arguments.rate,
-            arguments.step,
-            num_beams=arguments.beam_size,
-            **language_and_task(arguments, pipe.model),
-        )
+        live = _live(pipe, arguments)
         screen = _Screen(sys.stdout.isatty())
         try:
             for chunk in chunks:
@@ -44,6 +40,20 @@ def run(arguments: argparse.Namespace) -> int:
         screen.show(live.finish().text, "")
         screen.close()
     return 0
+
+
+def _live(pipe: Any, arguments: argparse.Namespace) -> LiveTranscriber | PromptedLiveTranscriber:
+    """What hears the stream: Whisper, or a model that is asked what was said."""
+    if isinstance(pipe, PromptedSpeechRecognitionPipeline):
+        asked = {"language": arguments.language, "task": arguments.task}
+        return PromptedLiveTranscriber(pipe, arguments.rate, arguments.step, **asked)
+    return LiveTranscriber(
+        pipe,
+        arguments.rate,
+        arguments.step,
+        num_beams=arguments.beam_size,
+        **language_and_task(arguments, pipe.model),
+    )
 
 
 def _chunks(arguments: argparse.Namespace, stack: ExitStack) -> Iterator[Any]:
