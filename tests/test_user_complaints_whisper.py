@@ -86,9 +86,7 @@ def test_the_thresholds_have_no_effect_with_chunk_length_s(pipe: Any) -> None:
 def test_what_comes_after_30_seconds_is_dropped(pipe: Any, pi: np.ndarray, seconds: float) -> None:
     samples = np.concatenate([silence(seconds), pi])
     for options in ({}, {"batch_size": 2}):
-        # The small model may miss a digit at the edge of a window, but not what follows.
-        words = pipe(samples, **options)["text"].split()
-        assert (words[-1], len(words) >= len(PI) - 1) == ("six", True)
+        assert pipe(samples, **options)["text"].split() == PI
 
 
 def test_the_same_phrase_is_repeated_for_minutes(pipe: Any, pi: np.ndarray) -> None:
@@ -114,8 +112,7 @@ def test_the_prompt_is_printed_in_the_transcript(pipe: Any, pi: np.ndarray) -> N
 def test_words_are_lost_or_doubled_where_windows_meet(pipe: Any, pi: np.ndarray) -> None:
     samples = np.concatenate([part for _ in range(5) for part in (pi, silence(0.7))])
     together, alone = (pipe(samples, batch_size=size)["text"].split() for size in (4, 1))
-    assert abs(len(together) - 5 * len(PI)) <= 1
-    assert abs(len(alone) - 5 * len(PI)) <= 1
+    assert together == alone == PI * 5
 
 
 # ---------------------------------------------------------------------- wrong times
@@ -231,7 +228,7 @@ def test_nothing_works_without_ffmpeg_or_torchaudio(
     file = io.BytesIO()
     soundfile.write(file, np.interp(places, np.arange(len(pi)), pi), rate, format="wav")
     words = pipe(file.getvalue())["text"].split()
-    assert sum(left == right for left, right in zip(words, PI, strict=False)) >= len(PI) - 2
+    assert words == PI
 
 
 def test_the_documented_calls_warn(pipe: Any, pi: np.ndarray, recwarn: Any, caplog: Any) -> None:

@@ -209,16 +209,16 @@ def test_a_recording_with_long_silences_has_the_words_of_its_speech_in_the_right
     assert len(places[0]) + len(places[1]) == len(found.segments)
     # The first recording has eight words from 0.35 s to 5.34 s, the second seven from 0.35 s to 5.78 s.
     for segments, (start, _), last in zip(places, spoken, (5.34, 5.78), strict=True):
-        assert len(segments) >= 6
-        assert segments[0].start == pytest.approx(start + 0.35, abs=0.3)
-        assert segments[-1].end == pytest.approx(start + last, abs=0.4)
+        assert len(segments) >= 7
+        assert segments[0].start == pytest.approx(start + 0.35, abs=0.1)
+        assert segments[-1].end == pytest.approx(start + last, abs=0.1)
     # Words are found by another way; each lies in the stretch of speech in which its segment was heard.
     words = pipe.transcribe(samples, vad_filter=True, return_timestamps="word").words
     for segments, (first, last) in zip(places, spans, strict=True):
         inside = [one for one in words if first / RATE - 0.001 <= one.start <= one.end <= last / RATE + 0.001]
         assert [one.text for one in inside] == [one.text for one in segments]
         errors = [abs(word.start - segment.start) for word, segment in zip(inside, segments, strict=True)]
-        assert np.median(errors) <= 0.3
+        assert np.median(errors) <= 0.1
     assert len(words) == len(found.segments)
     assert all(before.end <= after.start + 0.001 for before, after in itertools.pairwise(words))
 
@@ -237,4 +237,4 @@ def test_silero_leaves_out_what_is_not_speech_and_times_stay_those_of_the_record
     parameters = {"detector": "silero", "threshold": 0.6}
     found = pipe.transcribe(samples, vad_filter=True, vad_parameters=parameters, return_timestamps=True)
     assert found.text.split() == ["three", "one", "four", "one", "five", "nine", "two", "six"]
-    assert found.segments[0].start == pytest.approx(12.35, abs=0.3)
+    assert found.segments[0].start == pytest.approx(12.35, abs=0.1)

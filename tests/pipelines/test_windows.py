@@ -162,15 +162,6 @@ def test_a_window_without_words_takes_nothing_from_its_neighbours() -> None:
 # ---------------------------------------------------------------------- the bundled model
 
 
-def edits(left: list[str], right: list[str]) -> int:
-    costs = list(range(len(right) + 1))
-    for place, one in enumerate(left, start=1):
-        last, costs[0] = costs[0], place
-        for at, other in enumerate(right, start=1):
-            last, costs[at] = costs[at], min(costs[at] + 1, costs[at - 1] + 1, last + (one != other))
-    return costs[-1]
-
-
 @pytest.mark.skipif(
     not (BUNDLED_MODELS["audiomm/whisper-digits"] / "config.json").is_file(), reason="the bundled model is missing"
 )
@@ -186,8 +177,7 @@ def test_digits_side_by_side_are_those_one_after_the_other() -> None:
     samples = np.concatenate(pieces)
     pipe = pipeline("automatic-speech-recognition", device="cpu", num_beams=1)
     together, alone = (pipe.transcribe(samples, batch_size=size, return_timestamps=True) for size in (3, 1))
-    # The model may mishear a digit in one of them; a window lost or doubled would be tens of words.
-    assert edits(together.text.split(), alone.text.split()) <= 3
+    assert together.text.split() == alone.text.split()
     times = [time for segment in together.segments for time in (segment.start, segment.end)]
     assert times == sorted(times)
     assert times[-1] <= len(samples) / RATE

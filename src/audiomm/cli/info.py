@@ -118,8 +118,6 @@ def _stored(checkpoint: Checkpoint) -> list[tuple[str, str]]:
 
 def _cache_numbers(spec: LayerSpec, config: Any) -> int:
     """Keys and values of one layer when a sequence is as long as it can be."""
-    if spec.shared_with is not None:
-        return 0
     length: int = getattr(config, "max_target_positions", 0) or getattr(config, "max_position_embeddings", 0)
     kept = min(length, spec.window or length) + (spec.cross_length or 0)
     return int(2 * spec.kv_heads * spec.head_dim * kept)

@@ -28,14 +28,12 @@ class LayerSpec:
         kv_heads: Key-value heads.
         head_dim: Width of one head.
         window: How many tokens back the layer looks, itself included; None is all of them.
-        shared_with: Index of the layer whose keys and values this one reads; None when it has its own.
         cross_length: Encoder positions the layer attends to besides; None for decoder-only models.
     """
 
     kv_heads: int
     head_dim: int
     window: int | None = None
-    shared_with: int | None = None
     cross_length: int | None = None
 
 

@@ -1,15 +1,60 @@
-"""From states to scores of tokens: which positions are scored, the soft cap of Gemma, and the loss."""
+"""From states to scores of tokens: which positions are scored, the soft cap of Gemma, the loss, and who has a head."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ..base.errors import ShapeError
+from .cache import Cache, LayerSpec
+from .per_layer import PerLayerTable
 
 #: Label that the loss leaves out.
 IGNORED_LABEL = -100
+
+
+class DecoderAnswers:
+    """What a model with a head answers by asking its decoder: embeddings, the head, and what a cache is to keep."""
+
+    lm_head: nn.Linear
+
+    def get_decoder(self) -> Any:
+        """The text decoder."""
+        raise AttributeError(f"{type(self).__name__} does not say which of its parts is the decoder.")
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        table: nn.Embedding = self.get_decoder().get_input_embeddings()
+        return table
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.get_decoder().set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.lm_head
+
+    def set_output_embeddings(self, value: nn.Linear) -> None:
+        self.lm_head = value
+
+    def get_per_layer_input_embeddings(self) -> PerLayerTable:
+        """The table of the per-layer embeddings' token part."""
+        table: PerLayerTable = self.get_decoder().embed_tokens_per_layer
+        return table
+
+    def set_per_layer_input_embeddings(self, value: PerLayerTable) -> None:
+        self.get_decoder().embed_tokens_per_layer = value
+
+    def cache_specs(self) -> list[LayerSpec]:
+        """What each decoder layer that has keys and values of its own keeps while generating."""
+        specs: list[LayerSpec] = self.get_decoder().cache_specs()
+        return specs
+
+    def make_cache(self, batch: int, *, max_length: int | None = None, fixed: bool = False) -> Cache:
+        """An empty cache for `batch` sequences of at most `max_length` tokens."""
+        cache: Cache = self.get_decoder().make_cache(batch, max_length=max_length, fixed=fixed)
+        return cache
 
 
 def token_logits(hidden: Tensor, head: nn.Linear, cap: float | None, keep: int | Tensor = 0) -> Tensor:

@@ -8,50 +8,18 @@ from torch import Tensor, nn
 
 from ...base.outputs import CausalLMOutput, ModelOutput
 from ...generation import GenerationConfig, GenerationMixin
-from ...layers.cache import Cache, LayerSpec
-from ...layers.language_head import shifted_loss, token_logits
-from ...layers.per_layer import PerLayerTable, find_token_ids
+from ...layers.cache import Cache
+from ...layers.language_head import DecoderAnswers, shifted_loss, token_logits
+from ...layers.per_layer import find_token_ids
 from .config import Gemma3nTextConfig
 from .text import Gemma3nPreTrainedModel, Gemma3nTextModel, check_token_ids
 from .weights import NOT_TEXT, TEXT_NAMES, UNUSED
 
 
-class Gemma3nWithHead(GenerationMixin, Gemma3nPreTrainedModel):
+class Gemma3nWithHead(DecoderAnswers, GenerationMixin, Gemma3nPreTrainedModel):
     """A model whose head turns the decoder's states into scores of tokens."""
 
     model: Any
-    lm_head: nn.Linear
-
-    def get_decoder(self) -> Gemma3nTextModel:
-        """The text decoder."""
-        raise AttributeError(f"{type(self).__name__} does not say which of its parts is the decoder.")
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        return self.get_decoder().get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        self.get_decoder().set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Linear:
-        return self.lm_head
-
-    def set_output_embeddings(self, value: nn.Linear) -> None:
-        self.lm_head = value
-
-    def get_per_layer_input_embeddings(self) -> PerLayerTable:
-        """The table of the per-layer embeddings' token part."""
-        return self.get_decoder().embed_tokens_per_layer
-
-    def set_per_layer_input_embeddings(self, value: PerLayerTable) -> None:
-        self.get_decoder().embed_tokens_per_layer = value
-
-    def cache_specs(self) -> list[LayerSpec]:
-        """What each decoder layer that has keys and values of its own keeps while generating."""
-        return self.get_decoder().cache_specs()
-
-    def make_cache(self, batch: int, *, max_length: int | None = None, fixed: bool = False) -> Cache:
-        """An empty cache for `batch` sequences of at most `max_length` tokens."""
-        return self.get_decoder().make_cache(batch, max_length=max_length, fixed=fixed)
 
     def prefill(
         self,

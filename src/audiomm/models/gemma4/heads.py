@@ -13,10 +13,9 @@ from ...base.config import PreTrainedConfig
 from ...base.errors import ShapeError
 from ...base.outputs import ModelOutput
 from ...generation import GenerationConfig, GenerationMixin
-from ...layers.cache import Cache, LayerSpec
-from ...layers.language_head import IGNORED_LABEL, following_labels, label_loss, token_logits
+from ...layers.cache import Cache
+from ...layers.language_head import IGNORED_LABEL, DecoderAnswers, following_labels, label_loss, token_logits
 from ...layers.masks import Mask
-from ...layers.per_layer import PerLayerTable
 from .config import Gemma4TextConfig
 from .text import CACHE_ONLY, Gemma4PreTrainedModel, Gemma4TextModel, Pair
 from .weights import NOT_TEXT, TEXT_NAMES, UNUSED
@@ -69,43 +68,15 @@ class Prompt:
     blocks: Tensor | None = None
 
 
-class Gemma4WithTokenHead(GenerationMixin, Gemma4PreTrainedModel):
+class Gemma4WithTokenHead(DecoderAnswers, GenerationMixin, Gemma4PreTrainedModel):
     """A model whose tied head turns the decoder's states into scores of tokens."""
 
     model: Any
-    lm_head: nn.Linear
 
     def get_decoder(self) -> Gemma4TextModel:
         """The text stack."""
         text: Gemma4TextModel = self.model
         return text
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        return self.get_decoder().get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        self.get_decoder().set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Linear:
-        return self.lm_head
-
-    def set_output_embeddings(self, value: nn.Linear) -> None:
-        self.lm_head = value
-
-    def get_per_layer_input_embeddings(self) -> PerLayerTable:
-        """The table of the per-layer embeddings' token part."""
-        return self.get_decoder().embed_tokens_per_layer
-
-    def set_per_layer_input_embeddings(self, value: PerLayerTable) -> None:
-        self.get_decoder().embed_tokens_per_layer = value
-
-    def cache_specs(self) -> list[LayerSpec]:
-        """What each layer that owns keys and values keeps while generating."""
-        return self.get_decoder().cache_specs()
-
-    def make_cache(self, batch: int, *, max_length: int | None = None, fixed: bool = False) -> Cache:
-        """An empty cache for `batch` sequences of at most `max_length` tokens."""
-        return self.get_decoder().make_cache(batch, max_length=max_length, fixed=fixed)
 
     def step(self, input_ids: Tensor, cache: Cache, **flags: Any) -> Gemma4CausalLMOutput:
         """Decode steps: (rows, new) token ids to logits (rows, new, vocabulary)."""

@@ -128,10 +128,6 @@ class Options:
         """Text may stand before a window's start tokens."""
         return self.condition_on_prev_tokens or self.prompt_ids is not None or bool(self.history_ids)
 
-    @property
-    def uses_fallback(self) -> bool:
-        return self.compression_ratio_threshold is not None or self.logprob_threshold is not None
-
 
 def ladder(temperature: Any, config: GenerationConfig) -> tuple[float | None, ...]:
     """The temperatures to try; None stands for what the config alone says."""
