@@ -33,7 +33,7 @@ from digit_batches import IGNORE, LAST_POSITION, LONGEST, ORDERS, Clock
 from torch import Tensor
 
 SILENCE = len(cw.WORDS)  # the class of a frame without a word
-NOISE_SHARE, OTHERS_SHARE, SPANISH_SHARE, REAL_SHARE = 0.09, 0.015, 0.1, 0.36
+NOISE_SHARE, OTHERS_SHARE = 0.09, 0.015
 MOST_WORDS = 140  # three tokens each, and the marks at the front
 
 
@@ -64,6 +64,7 @@ class WindowMaker(ds.WindowMaker):
     def __init__(self, teachers: Teachers, seed: int) -> None:
         super().__init__({}, {}, {}, seed)
         self.teachers, self.chance = teachers, random.Random(seed)
+        self.recorded_share, self.spanish_share = 0.36, 0.1  # of the windows with words
 
     def draw(self, seconds: float, dense: bool, cut: bool) -> Window:
         """One window. `dense` fills it with speech; `cut` lets speech run over its end."""
@@ -104,7 +105,7 @@ class WindowMaker(ds.WindowMaker):
 
     def _speech(self, window: Window, seconds: float, dense: bool, cut: bool) -> None:
         rng, dice = self.rng, self.rng.random()
-        group = 2 if dice < SPANISH_SHARE else 0 if dice < SPANISH_SHARE + REAL_SHARE else 1
+        group = 2 if dice < self.spanish_share else 0 if dice < self.spanish_share + self.recorded_share else 1
         if not self.teachers.lists[group]:
             group = 1
         window.is_spanish = group == 2
@@ -243,7 +244,8 @@ class Batches:
 
     A batch holds `features` (batch, 80, 2 * positions), `positions` (batch, positions), decoder `ids` and `labels`
     (batch, tokens), `places` (batch, tokens, 2: first and last position of what a label says), and for each encoder
-    position its word (`frames`), which one of the window it is (`order`) and the two before it (`past`).
+    position its word (`frames`), which one of the window it is (`order`) and the two before it (`past`). In the first
+    half many short batches hold nothing for the decoder: hearing many words takes longest to learn.
 
     Args:
         teachers: Voices.
@@ -266,18 +268,20 @@ class Batches:
         progress, dice, rng = self.clock.progress(), self.rng.random(), self.rng
         if self.is_new and progress < 0.12:
             return float(rng.choice([2.0, 3.0])), 12
-        whole = 0.12 if progress > 0.5 else 0.0 if self.is_new else 0.04  # they take ten times as long as short ones
+        whole = 0.12 if progress > 0.5 else 0.0 if self.is_new else 0.03  # they take ten times as long as short ones
         if dice < whole:
             return ds.WINDOW_SECONDS, 8
-        if dice < whole + 0.2:
+        if dice < whole + (0.2 if progress > 0.4 else 0.1):
             return float(rng.choice([8.0, 12.0, 16.0])), 12
         return float(rng.choice([3.0, 4.0, 5.0, 6.0])), 16
 
     def batch(self) -> dict[str, Tensor]:
         rng = self.rng
         seconds, size = self.shape()
-        start = 0.1 if self.is_new else 0.5
-        self.maker.difficulty = self.features.difficulty = min(start + self.clock.progress() / 0.3, 1.0)
+        progress = self.clock.progress()
+        self.maker.difficulty = self.features.difficulty = min(0.15 + progress / 1.2, 0.65)
+        is_early = progress < 0.4  # first all the other words
+        self.maker.recorded_share, self.maker.spanish_share = (0.13, 0.05) if is_early else (0.36, 0.1)
         length = int(seconds * ds.FRAMES_PER_SECOND)
         prompted = rng.random() < 0.15
         windows: list[Window] = []
@@ -285,18 +289,22 @@ class Batches:
         offsets: list[int] = []
         for _ in range(size):
             offset = int(rng.integers(0, LAST_POSITION - length + 1)) if rng.random() < 0.6 else 0
-            full = seconds > 6 and rng.random() < 0.55
+            full = rng.random() < 0.55
+            cut = full and seconds > 6 and rng.random() < 0.7
             if not full and seconds < ds.WINDOW_SECONDS and rng.random() < 0.1:
-                offset, full = LAST_POSITION - length, True
+                offset, full, cut = LAST_POSITION - length, True, True
             speech = seconds
             if seconds == ds.WINDOW_SECONDS and not full and rng.random() < 0.8:
                 speech = float(rng.uniform(1, 12))
-            window = self.maker.draw(speech, dense=full, cut=full and rng.random() < 0.7)
+            window = self.maker.draw(speech, dense=full, cut=cut)
             window.wave = np.pad(window.wave, (0, int(seconds * ds.RATE) - len(window.wave)))
             rows.append(self._row(window, offset, prompted))
             windows.append(window)
             offsets.append(offset)
-        return collate(self.features(windows), windows, rows, offsets, length)
+        batch = collate(self.features(windows), windows, rows, offsets, length)
+        if seconds <= 6 and progress < 0.45 and rng.random() < 0.7:
+            return {name: batch[name] for name in ("features", "positions", "frames", "order", "past")}
+        return batch
 
     def _row(self, window: Window, offset: int, prompted: bool) -> dict[str, Any]:
         rng = self.rng

@@ -93,31 +93,33 @@ class Student(nn.Module):
             with torch.set_grad_enabled(listening):
                 heard = self.encode(batch["features"], batch["positions"])
             self.heard = None if listening else heard
-        hidden = decoder(input_ids=batch["ids"], encoder_hidden_states=heard, use_cache=False).last_hidden_state
-        keep = batch["labels"] != IGNORE
-        labels = batch["labels"][keep]
-        scores = F.linear(hidden[keep], decoder.embed_tokens.weight).float().log_softmax(-1)
         frame_scores = self.frame_head(heard).float()
-        losses = self.token_losses(scores, labels) | {
+        spoken = batch["frames"] != SILENCE
+        losses = {
             "frame": F.cross_entropy(frame_scores.flatten(0, 1), batch["frames"].flatten()),
             "order": class_loss(self.order_head(heard), batch["order"]),
             "past": class_loss(self.past_heads(heard).unflatten(-1, (2, -1)), batch["past"]),
-            "guide": self.guidance(heard, batch["places"]),
             "reading": self.reading(heard, batch),
         }
+        shares = {"frames": (frame_scores.detach().argmax(-1) == batch["frames"])[spoken].float().mean()}
+        if "ids" in batch:
+            hidden = decoder(input_ids=batch["ids"], encoder_hidden_states=heard, use_cache=False).last_hidden_state
+            keep = batch["labels"] != IGNORE
+            labels = batch["labels"][keep]
+            scores = F.linear(hidden[keep], decoder.embed_tokens.weight).float().log_softmax(-1)
+            losses |= self.token_losses(scores, labels)
+            losses["guide"] = self.guidance(heard, batch["places"])
+            shares |= self.shares(scores.detach(), labels, batch["labels"])
         loss = sum(LOSS_WEIGHTS.get(name, 1.0) * value for name, value in losses.items())
-        with torch.no_grad():
-            return {"loss": loss, **losses, **self.shares(scores, labels, batch, frame_scores)}
+        return {"loss": loss, **losses, **shares}
 
     @staticmethod
-    def shares(scores: Tensor, labels: Tensor, batch: dict[str, Tensor], frame_scores: Tensor) -> dict[str, Tensor]:
-        """What was right: words with and without timestamps, ends, languages, times, frames of words."""
+    def shares(scores: Tensor, labels: Tensor, rows: Tensor) -> dict[str, Tensor]:
+        """What was right: words with and without timestamps, Spanish ones, ends, languages, times."""
         best = scores.argmax(-1)
         right = (best == labels).float()
-        keep = batch["labels"] != IGNORE
         words = (labels >= WORD_TOKEN) & (labels < EOT)
-        timed = (batch["labels"] >= FIRST_TIME).any(1, keepdim=True).expand_as(keep)[keep]
-        spoken = batch["frames"] != SILENCE
+        timed = (rows >= FIRST_TIME).any(1, keepdim=True).expand_as(rows)[rows != IGNORE]
         return {
             "words": right[words & timed].mean(),
             "plain": right[words & ~timed].mean(),
@@ -125,7 +127,6 @@ class Student(nn.Module):
             "ends": right[labels == EOT].mean(),
             "marks": right[(labels > EOT) & (labels < FIRST_TIME)].mean(),
             "times": ((best - labels).abs() <= 2)[labels > FIRST_TIME].float().mean(),
-            "frames": (frame_scores.argmax(-1) == batch["frames"])[spoken].float().mean(),
         }
 
     @staticmethod

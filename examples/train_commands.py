@@ -183,7 +183,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("work"), help="folder for checkpoints and cached voices")
     parser.add_argument("--hold-out", default=None, metavar="SPEAKER", help="a speaker to keep out of the training")
     parser.add_argument("--start", type=Path, default=None, help="begin with another model's weights of this size")
-    parser.add_argument("--minutes", type=float, default=90.0, help="wall time of the training")
+    parser.add_argument(
+        "--minutes", type=float, default=90.0, help="wall time of the training, or of its rest with --resume"
+    )
     parser.add_argument("--progress", type=float, default=0.0, help="where in the curriculum to begin, 0 to 1")
     parser.add_argument("--steps", type=int, default=1_000_000, help="end after so many steps at the latest")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --work")
