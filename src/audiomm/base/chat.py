@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .errors import InputError
-from .sandbox import BLOCK_END, BLOCK_START, plain, render
 from .tool_schema import tool_schemas
 
 logger = logging.getLogger("audiomm.base.chat")
@@ -205,6 +204,8 @@ def render_chat(
         raise InputError(
             "add_generation_prompt=True opens a new turn and continue_final_message goes on with the last; pass one."
         )
+    from .sandbox import plain, render  # jinja2 is imported for chats only
+
     data = plain(list(messages))
     key = continue_final_message if isinstance(continue_final_message, str) else "content"
     if continue_final_message:
@@ -245,6 +246,8 @@ def _mark_end(message: dict[str, Any], key: str) -> None:
 
 def _without_blocks(text: str) -> tuple[str, list[tuple[int, int]]]:
     """`text` without the marks of generation blocks, and the places between them."""
+    from .sandbox import BLOCK_END, BLOCK_START
+
     if BLOCK_START not in text:
         return text, []
     pieces, spans, starts, length = [], [], [], 0

@@ -14,18 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-
 from .errors import CheckpointNotFoundError, ConfigError, SaveError
+from .staging import settle
 
 #: Models that ship with the package; asked for by the same name as one on the hub.
 BUNDLED_MODELS = {"audiomm/whisper-digits": Path(__file__).parent.parent / "data" / "whisper-digits"}
@@ -90,8 +80,12 @@ class Source:
         """
         folder = self.folder
         if folder is not None:
+            settle(folder)
             path = folder / filename
             return path if path.is_file() else None
+        # Imported here: it takes longer than reading a small model from a folder.
+        from huggingface_hub import errors, hf_hub_download
+
         try:
             return Path(
                 hf_hub_download(
@@ -105,7 +99,7 @@ class Source:
                     force_download=self.force_download,
                 )
             )
-        except LocalEntryNotFoundError as error:
+        except errors.LocalEntryNotFoundError as error:
             if self._is_cached():
                 return None
             raise CheckpointNotFoundError(
@@ -113,14 +107,19 @@ class Source:
                 f"reached ({'local_files_only=True' if self.local_files_only else 'offline'}). Check the spelling "
                 "and the connection, or pass a local folder."
             ) from error
-        except (RepositoryNotFoundError, RevisionNotFoundError, GatedRepoError, HFValidationError) as error:
+        except (
+            errors.RepositoryNotFoundError,
+            errors.RevisionNotFoundError,
+            errors.GatedRepoError,
+            errors.HFValidationError,
+        ) as error:
             raise CheckpointNotFoundError(
                 f"{str(self.name)!r} (revision {self.revision or 'main'}) cannot be read from the hub: it is neither a "
                 "local folder nor a repository open to you. Check the spelling; a private or gated one needs token=."
             ) from error
-        except EntryNotFoundError:
+        except errors.EntryNotFoundError:
             return None
-        except (OfflineModeIsEnabled, OSError) as error:
+        except (errors.OfflineModeIsEnabled, OSError) as error:
             raise CheckpointNotFoundError(
                 f"{str(self.name)!r} is not a local folder and the hub cannot be reached: {error}"
             ) from error
@@ -139,6 +138,8 @@ class Source:
 
     def _is_cached(self) -> bool:
         """True when the download cache holds this repository's config, so that a missing file is really absent."""
+        from huggingface_hub import errors, hf_hub_download
+
         try:
             hf_hub_download(
                 str(self.name),
@@ -148,7 +149,7 @@ class Source:
                 cache_dir=self.cache_dir,
                 local_files_only=True,
             )
-        except LocalEntryNotFoundError:
+        except errors.LocalEntryNotFoundError:
             return False
         return True
 

@@ -13,7 +13,7 @@ import torch
 
 from ..base.errors import ConfigError, EmptyAudioError, InputError
 from .base import BatchFeature, SequenceFeatureExtractor, require_positive
-from .mel import frame_count, log_mel, mel_filter_bank
+from .mel import MelFilters, frame_count, log_mel, mel_filter_bank
 
 logger = logging.getLogger("audiomm.feature_extraction")
 
@@ -77,7 +77,7 @@ class WhisperFeatureExtractor(SequenceFeatureExtractor):
         self.mel_filters = mel_filter_bank(
             1 + n_fft // 2, feature_size, 0.0, _MAX_FREQUENCY_HZ, sampling_rate, norm="slaney", mel_scale="slaney"
         )
-        self._filters: dict[torch.device, torch.Tensor] = {}
+        self._filters: dict[torch.device, MelFilters] = {}
 
     def __call__(
         self,
@@ -139,10 +139,7 @@ class WhisperFeatureExtractor(SequenceFeatureExtractor):
         clips = [clip[:length] for clip, length in zip(clips, lengths, strict=True)]
         if do_normalize:
             clips = [_normalized(clip) for clip in clips]
-        if pad_mode == "logmel":
-            rows = self._mel_padded(clips, padded)
-        else:
-            rows = self._waveform_padded(clips, padded)
+        rows = self._mel_padded(clips, padded) if pad_mode == "logmel" else self._waveform_padded(clips, padded)
         batch: dict[str, Any] = {"input_features": _stacked(rows)}
         if self.return_attention_mask if return_attention_mask is None else return_attention_mask:
             frames = [row.shape[-1] for row in rows]
@@ -157,21 +154,22 @@ class WhisperFeatureExtractor(SequenceFeatureExtractor):
             return BatchFeature({name: _as_numpy(value) for name, value in batch.items()})
         return BatchFeature(batch, tensor_type=return_tensors)
 
-    def _device_filters(self, device: torch.device) -> torch.Tensor:
-        """float32 (n_fft // 2 + 1, feature_size) on `device`, made once."""
+    def _device_filters(self, device: torch.device) -> MelFilters:
+        """The filters in float32 on `device`, made once."""
         if device not in self._filters:
             with torch.inference_mode(False):
-                self._filters[device] = torch.from_numpy(self.mel_filters).to(device=device, dtype=torch.float32)
+                whole = torch.from_numpy(self.mel_filters).to(device=device, dtype=torch.float32)
+                self._filters[device] = MelFilters.of(whole)
         return self._filters[device]
 
-    def _waveform_padded(self, clips: list[torch.Tensor], padded: list[int]) -> list[torch.Tensor]:
+    def _waveform_padded(self, clips: list[torch.Tensor], padded: list[int]) -> torch.Tensor | list[torch.Tensor]:
         """Log-mel of clips extended with `padding_value`."""
         filters = self._device_filters(clips[0].device)
         plain = self.dither == 0.0 and self.padding_value == 0.0 and self.padding_side == "right"
         if not plain:
             clips = [self._extended(clip, length) for clip, length in zip(clips, padded, strict=True)]
             if self.dither != 0.0:
-                noise = torch.randn(len(clips), max(padded), device=filters.device)
+                noise = torch.randn(len(clips), max(padded), device=clips[0].device)
                 clips = [clip + self.dither * row[: clip.shape[0]] for clip, row in zip(clips, noise, strict=True)]
         return log_mel(clips, padded, filters, self.n_fft, self.hop_length)
 
@@ -208,8 +206,10 @@ def _normalized(clip: torch.Tensor) -> torch.Tensor:
     return (clip - float(samples.mean())) / float(np.sqrt(samples.var() + 1e-7))
 
 
-def _stacked(rows: list[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
+def _stacked(rows: torch.Tensor | list[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
     """One tensor when the rows have one shape, else the rows."""
+    if isinstance(rows, torch.Tensor):
+        return rows
     if len(rows) == 1:
         return rows[0][None]
     return torch.stack(rows) if len({row.shape for row in rows}) == 1 else rows

@@ -27,7 +27,8 @@ def to_float(values: Any, device: str | torch.device | None = None) -> torch.Ten
     Args:
         values: Array, tensor or (nested) list of numbers: int16 / 2^15, int8 / 2^7, int32 / 2^31, unsigned types
             offset by half their range. float64 and half floats are cast.
-        device: Where the tensor goes; None leaves it where it is.
+        device: Where the tensor goes; None leaves it where it is. Integers travel as they are and are scaled there,
+            and samples in pinned memory travel while the processor goes on.
 
     Returns:
         float32 tensor of the same shape; shares memory with a float32 input.
@@ -46,10 +47,11 @@ def to_float(values: Any, device: str | torch.device | None = None) -> torch.Ten
     if not isinstance(values, torch.Tensor) or values.is_complex() or values.dtype == torch.bool:
         kind = f"a {values.dtype} tensor" if isinstance(values, torch.Tensor) else f"a {type(values).__name__}"
         raise TypeError(f"{kind} is not audio samples: {ACCEPTED} is needed.")
-    values = values.detach()
+    # Only upwards: a copy to the processor that is not waited for could be read before it is there.
+    upwards, values = values.device.type == "cpu", values.detach()
     if values.is_floating_point() or from_list:
-        return values.to(device=device, dtype=torch.float32)
-    return _scaled(values.to(device=device))
+        return values.to(device=device, dtype=torch.float32, non_blocking=upwards)
+    return _scaled(values.to(device=device, non_blocking=upwards))
 
 
 def _for_torch(values: np.ndarray) -> np.ndarray:
