@@ -25,8 +25,8 @@ lint: $(VENV)/linted ## Check style and types.
 	@$(BIN)/ruff format --check src tests examples benchmarks
 	@$(BIN)/mypy
 
-bench: $(VENV)/measured ## Measure against the reference implementations, both in one run.
-	@$(BIN)/python benchmarks/run.py
+bench: $(VENV)/measured ## Measure against the reference implementations, all in one run; BENCH=--quick for a smoke test.
+	@$(BIN)/python benchmarks/run.py $(BENCH)
 
 clean: ## Remove the virtual environment and caches.
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache .mypy_cache
@@ -49,6 +49,7 @@ $(VENV)/compared: $(VENV)/tested
 
 $(VENV)/measured: $(VENV)/tested
 	$(PIP) -e ".[bench]"
+	$(PIP) --no-deps openai-whisper
 	@touch $@
 
 $(VENV)/linted: $(VENV)/installed

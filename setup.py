@@ -32,7 +32,14 @@ EXTRAS = {
     # The reference implementations that parity tests and benchmarks compare with; never imported by the package.
     # (openai-whisper and timm are installed without their own needs, which are large and not used: see the Makefile.)
     "parity": ["transformers==5.23.0", "peft>=0.17", "tiktoken", "more-itertools", "numba"],
-    "bench": ["transformers==5.23.0", "faster-whisper>=1.2"],
+    "bench": [
+        "transformers==5.23.0",
+        "faster-whisper>=1.2",
+        "tiktoken",
+        "more-itertools",
+        "numba",
+        "matplotlib>=3.7",
+    ],
 }
 
 setup(

@@ -1,4 +1,4 @@
-"""What all benchmarks share: peers, alternating timers, random checkpoints and facts about the machine."""
+"""What all benchmarks share: the setting of a run, sides that take turns, and facts about the machine."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 #: Peer on the command line -> its package.
-PEERS = {"transformers": "transformers", "faster-whisper": "faster_whisper"}
+PEERS = {"transformers": "transformers", "openai-whisper": "whisper", "faster-whisper": "faster_whisper"}
 
-#: Sizes of the published models; what is not said is as in whisper-tiny.
+#: Sizes of the published models, and a small one for smoke tests; what is not said is as in whisper-tiny.
 SIZES: dict[str, dict[str, int]] = {
+    "mini": {"d_model": 64, "encoder_layers": 2, "decoder_layers": 2, "heads": 2},
     "tiny": {},
     "base": {"d_model": 512, "encoder_layers": 6, "decoder_layers": 6, "heads": 8},
     "small": {"d_model": 768, "encoder_layers": 12, "decoder_layers": 12, "heads": 12},
@@ -32,8 +33,8 @@ SIZES: dict[str, dict[str, int]] = {
     },
 }  # fmt: skip
 
-#: Where the files of a multilingual tokenizer are; CTranslate2's converter wants them.
-TOKENIZER = Path(__file__).resolve().parents[2] / "shared" / "golden" / "tokenizers" / "whisper-multilingual"
+#: Threads that are done wait for more work a while before they sleep, and would take a core from the next side.
+SETTLE_SECONDS = 0.03
 
 
 @dataclass
@@ -45,16 +46,27 @@ class Setting:
         against: Peers to compare with, those that are installed.
         threads: Threads of each side.
         repeats: Rounds; every side runs once in each.
-        tokenizer: Folder of tokenizer files for CTranslate2's converter, or None.
+        tokenizer: Folder of Whisper tokenizer files, or None: openai-whisper's vocabulary, else the bundled model's.
+        quick: A smoke test: as little work as shows that all runs.
+        second: The size is beside the first one: single rows only.
+        notes: What a reader of the results must know, gathered on the way.
     """
 
     size: str = "tiny"
     against: tuple[str, ...] = ()
     threads: int = 1
-    repeats: int = 7
+    repeats: int = 5
     tokenizer: Path | None = None
+    quick: bool = False
+    second: bool = False
+    notes: list[str] = field(default_factory=list)
     folders: dict[str, Path] = field(default_factory=dict)
     _scratch: Path | None = None
+
+    @property
+    def few(self) -> int:
+        """Rounds of cases that take long."""
+        return max(self.repeats - 2, 1)
 
     @property
     def scratch(self) -> Path:
@@ -62,52 +74,37 @@ class Setting:
             self._scratch = Path(tempfile.mkdtemp(prefix="audiomm-benchmark-"))
         return self._scratch
 
-    def checkpoint(self) -> Path:
-        """A folder with a random model of the wanted size, float32; made once a run."""
-        if "checkpoint" not in self.folders:
-            self.folders["checkpoint"] = _make_checkpoint(self.size, self.scratch / "checkpoint")
-        return self.folders["checkpoint"]
+    def checkpoint(self, words: int = 100) -> Path:
+        """A folder with a model of the wanted size, float32, that says `words` words in each window; made once a run.
 
-    def converted(self) -> Path:
-        """The same model in CTranslate2's format.
-
-        Raises:
-            RuntimeError: There are no tokenizer files, which the converter needs.
+        See `checkpoints.make`.
         """
-        if "converted" not in self.folders:
-            if self.tokenizer is None:
-                raise RuntimeError("no tokenizer files for CTranslate2's converter: pass --tokenizer FOLDER")
-            source = self.checkpoint()
-            for path in self.tokenizer.iterdir():
-                shutil.copyfile(path, source / path.name)
-            from ctranslate2.converters import TransformersConverter
+        import checkpoints
 
-            folder = self.scratch / "converted"
-            TransformersConverter(str(source), low_cpu_mem_usage=True).convert(str(folder))
-            shutil.copyfile(source / "tokenizer.json", folder / "tokenizer.json")
-            self.folders["converted"] = folder
-        return self.folders["converted"]
+        name = f"{self.size}-{words}"
+        if name not in self.folders:
+            self.folders[name] = checkpoints.make(self.size, words, self.tokenizer, self.scratch / name)
+        return self.folders[name]
+
+    def converted(self, words: int = 100) -> Path:
+        """The same model in CTranslate2's format."""
+        import checkpoints
+
+        name = f"{self.size}-{words}-converted"
+        if name not in self.folders:
+            self.folders[name] = checkpoints.convert(self.checkpoint(words), self.scratch / name)
+        return self.folders[name]
+
+    def note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+            print(text, file=sys.stderr)
 
     def clean(self) -> None:
         if self._scratch is not None:
             shutil.rmtree(self._scratch, ignore_errors=True)
-
-
-def _make_checkpoint(size: str, folder: Path) -> Path:
-    import torch
-
-    import audiomm
-
-    values = dict(SIZES[size])
-    heads = values.pop("heads", None)
-    if heads is not None:
-        values |= {"encoder_attention_heads": heads, "decoder_attention_heads": heads}
-        values |= {"encoder_ffn_dim": 4 * values["d_model"], "decoder_ffn_dim": 4 * values["d_model"]}
-    torch.manual_seed(0)
-    model = audiomm.WhisperForConditionalGeneration(audiomm.WhisperConfig(**values))
-    model.save_pretrained(folder)
-    audiomm.WhisperFeatureExtractor(feature_size=model.config.num_mel_bins).save_pretrained(folder)
-    return folder
+            self.folders.clear()
+            self._scratch = None
 
 
 def installed(package: str) -> bool:
@@ -115,7 +112,9 @@ def installed(package: str) -> bool:
 
 
 def alternate(sides: dict[str, Callable[[], Any]], repeats: int, warmups: int = 1) -> dict[str, dict[str, Any]]:
-    """Time several sides in turn, A B C A B C ..., so that what else the machine does hits all of them alike.
+    """Time several sides in turn, so that what else the machine does hits all of them alike.
+
+    Every round begins with another side (A B C, B C A, C A B, ...): who runs after whom does not settle who wins.
 
     Args:
         sides: {name: what to run}; the first is the one the others are compared with.
@@ -123,40 +122,58 @@ def alternate(sides: dict[str, Callable[[], Any]], repeats: int, warmups: int = 
         warmups: Rounds before, not counted.
 
     Returns:
-        {name: {"wall_ms": median, "fastest_ms", "cpu_ms": median of processor time, "ratio": median over the rounds of
-        this side's time over the first side's, "rounds_ms": all}}.
+        What `summarise` gives.
     """
     for _ in range(warmups):
         for run in sides.values():
             run()
-    wall: dict[str, list[float]] = {name: [] for name in sides}
-    processor: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(repeats):
-        for name, run in sides.items():
+    names = list(sides)
+    wall: dict[str, list[float]] = {name: [] for name in names}
+    processor: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(repeats):
+        for name in rotated(names, turn):
+            time.sleep(SETTLE_SECONDS)
             used, started = time.process_time(), time.perf_counter()
-            run()
+            sides[name]()
             wall[name].append(1000 * (time.perf_counter() - started))
             processor[name].append(1000 * (time.process_time() - used))
     return summarise(wall, processor)
 
 
+def rotated(names: list[str], turn: int) -> list[str]:
+    """The names in order, begun with another one each turn."""
+    start = turn % len(names)
+    return names[start:] + names[:start]
+
+
 def summarise(wall: dict[str, list[float]], processor: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
-    """Medians of rounds, and of ratios taken round by round; see `alternate`."""
+    """Medians of rounds, and of ratios taken round by round.
+
+    Args:
+        wall: {name: milliseconds of each round}; the first is the one the others are compared with.
+        processor: The same in processor time, which says more than the clock where the machine has other work.
+
+    Returns:
+        {name: {"wall_ms": median, "fastest_ms", "cpu_ms": median of processor time, "ratio": median over the rounds of
+        this side's time over the first side's, "cpu_ratio", "rounds_ms": all}}.
+    """
     first = next(iter(wall))
-    # On a machine with other work processor time tells more than the clock.
     return {
         name: {
             "wall_ms": round(statistics.median(times), 3),
             "fastest_ms": round(min(times), 3),
             "cpu_ms": round(statistics.median(processor[name]), 3),
-            "ratio": round(statistics.median(a / max(b, 1e-9) for a, b in zip(times, wall[first], strict=True)), 3),
-            "cpu_ratio": round(
-                statistics.median(a / max(b, 1e-9) for a, b in zip(processor[name], processor[first], strict=True)), 3
-            ),
+            "ratio": round(statistics.median(ratios(times, wall[first])), 3),
+            "cpu_ratio": round(statistics.median(ratios(processor[name], processor[first])), 3),
             "rounds_ms": [round(value, 3) for value in times],
         }
         for name, times in wall.items()
     }
+
+
+def ratios(theirs: list[float], ours: list[float]) -> list[float]:
+    """Their time over ours, round by round: above 1 they are slower."""
+    return [a / max(b, 1e-9) for a, b in zip(theirs, ours, strict=True)]
 
 
 def in_child(code: str, *arguments: str, threads: int = 1) -> dict[str, float]:
@@ -165,6 +182,9 @@ def in_child(code: str, *arguments: str, threads: int = 1) -> dict[str, float]:
     import resource
 
     environment = {**os.environ, **thread_limits(threads), "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    if environment.pop("PYTHONDONTWRITEBYTECODE", ""):
+        # Installed packages have their bytecode; what is run from its source would be compiled anew in each process.
+        environment["PYTHONPYCACHEPREFIX"] = str(Path(tempfile.gettempdir()) / "audiomm-benchmark-bytecode")
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     command = [sys.executable, "-W", "ignore", "-c", code, *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -190,11 +210,12 @@ def machine() -> dict[str, Any]:
         lines = processor.read_text().splitlines()
         names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
         facts["processor"] = names[0] if names else "?"
-        flags = next((line for line in lines if line.startswith("flags")), "")
-        facts["features"] = [name for name in ("avx2", "avx512f", "amx_bf16", "amx_int8") if f" {name}" in flags]
+        flags = next((line for line in lines if line.startswith("flags")), "").split()
+        known = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
+        facts["features"] = [name for name in known if name in flags]
     if hasattr(os, "getloadavg"):
         facts["load_average"] = [round(value, 2) for value in os.getloadavg()]
-    for package in ("audiomm", "torch", "transformers", "faster-whisper", "ctranslate2"):
+    for package in ("audiomm", "torch", "transformers", "openai-whisper", "faster-whisper", "ctranslate2"):
         try:
             facts[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

@@ -1,102 +1,90 @@
-"""One step of greedy decoding, as generate() runs it: the time of 48 tokens less that of 8, over 40.
+"""Greedy decoding from the encoder's output on, as each side's generate() runs it; the same tokens on all sides.
 
-All sides read the same encoder output of one window and may not stop before the limit.
+A run is 200 tokens at batch 1 and 100 at batch 8, the prompt and the keys and values of the encoder's output included.
+The model never ends by itself (see `checkpoints`), so that nothing is to be suppressed, and every side must write the
+same tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
 from typing import Any
 
-import numpy as np
+import sides
+import torch
+from checkpoints import ENDLESS
 from common import Setting, alternate
+from roofline import decode_work
 
-SHORT, LONG = 8, 48
-END = 50257
+#: Batch size -> tokens.
+TOKENS = {1: 200, 8: 100}
 
 
 def run(setting: Setting) -> dict[str, Any]:
-    """Batches of 1 and 8, float32, and bfloat16 where a side has it."""
-    import torch
-
+    """One case a batch size."""
     import audiomm
 
     torch.set_num_threads(setting.threads)
-    folder = setting.checkpoint()
+    folder = setting.checkpoint(ENDLESS)
     config = audiomm.WhisperConfig.from_pretrained(folder)
+    makers = _makers(setting, folder)
     results = {}
-    for dtype in ("float32", "bfloat16"):
-        kind = getattr(torch, dtype)
-        ours = audiomm.WhisperForConditionalGeneration.from_pretrained(folder, dtype=kind)
-        theirs = None
-        if "transformers" in setting.against:
-            import transformers
-
-            transformers.utils.logging.set_verbosity_error()
-            theirs = transformers.WhisperForConditionalGeneration.from_pretrained(folder, dtype=kind)
-        for batch in (1, 8):
-            hidden = torch.randn(batch, config.max_source_positions, config.d_model, dtype=kind)
-            makers: dict[str, Callable[[int], Callable[[], Any]]] = {"audiomm": _generate(ours, (hidden,))}
-            if theirs is not None:
-                from transformers.modeling_outputs import BaseModelOutput
-
-                makers["transformers"] = _generate(theirs, BaseModelOutput(last_hidden_state=hidden))
-            if "faster-whisper" in setting.against and dtype == "float32":
-                makers["faster-whisper"] = _faster(setting, hidden.numpy())
-            sides = {f"{name} {count}": make(count) for name, make in makers.items() for count in (SHORT, LONG)}
-            results[f"{dtype}, batch {batch}"] = _per_step(alternate(sides, setting.repeats))
+    tokens = {1: 8} if setting.quick else {1: TOKENS[1]} if setting.second else TOKENS
+    for batch, count in tokens.items():
+        hidden = torch.randn(batch, config.max_source_positions, config.d_model)
+        runs = {name: make(hidden, count) for name, make in makers.items()}
+        if batch == 1 and "transformers" in setting.against and setting.size == "tiny":
+            name, runs_compiled = _compiled(setting, hidden, count)
+            runs[name] = runs_compiled
+        _check(runs, batch, count)
+        times = alternate(runs, setting.few, warmups=0)
+        for row in times.values():
+            row["step_ms"] = round(row["wall_ms"] / count, 3)
+            row["work"] = decode_work(config, batch, count)
+        results[f"{setting.size}, batch {batch}"] = times
     return results
 
 
-def _generate(model: Any, encoded: Any) -> Callable[[int], Callable[[], Any]]:
-    def make(count: int) -> Callable[[], Any]:
-        def run_once() -> Any:
-            tokens = model.generate(
-                encoder_outputs=encoded, max_new_tokens=count, min_new_tokens=count, return_timestamps=False
-            )
-            assert tokens.shape[1] >= count, tokens.shape
-            return tokens
+def _makers(setting: Setting, folder: Any) -> dict[str, Any]:
+    """{side: function of the encoder's output and the number of tokens that gives what to run}."""
+    makers: dict[str, Any] = {}
 
-        return run_once
+    def add(name: str, make: Any, *first: Any) -> None:
+        makers[name] = lambda hidden, count: make(*first, hidden, count)
 
-    return make
+    for name, model in sides.own_models(setting, ENDLESS).items():
+        add(name, sides.own_decoder, model)
+    if "transformers" in setting.against:
+        for kind in sides.FLOATS:
+            model = sides.transformers_model(setting, ENDLESS, kind)
+            add(f"transformers {kind}", sides.transformers_decoder, model)
+    if "openai-whisper" in setting.against:
+        add("openai-whisper float32", sides.openai_decoder, sides.openai_model(setting, ENDLESS))
+    if "faster-whisper" in setting.against:
+        import audiomm
 
-
-def _faster(setting: Setting, hidden: np.ndarray) -> Callable[[int], Callable[[], Any]]:
-    """CTranslate2's generate(), the engine of faster-whisper."""
-    import ctranslate2
-
-    model = ctranslate2.models.Whisper(
-        str(setting.converted()), device="cpu", compute_type="float32", intra_threads=setting.threads
-    )
-    encoded = ctranslate2.StorageView.from_array(np.ascontiguousarray(hidden))
-    prompt = [50258, 50259, 50359, 50363]
-
-    def make(count: int) -> Callable[[], Any]:
-        def run_once() -> Any:
-            # CTranslate2 generates half of max_length at most.
-            options = {"beam_size": 1, "max_length": 2 * count, "suppress_tokens": [END]}
-            options["suppress_blank"] = False
-            found = model.generate(encoded, [prompt] * len(hidden), **options)
-            assert len(found[0].sequences_ids[0]) >= count, len(found[0].sequences_ids[0])
-            return found
-
-        return run_once
-
-    return make
+        tokens = ["<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>"]
+        prompt = audiomm.WhisperTokenizer.from_pretrained(folder).convert_tokens_to_ids(tokens)
+        for kind in sides.ctranslate2_kinds():
+            model = sides.ctranslate2_model(setting, ENDLESS, kind)
+            add(f"faster-whisper {kind}", sides.ctranslate2_decoder, model, prompt)
+    return makers
 
 
-def _per_step(times: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """From times of short and long runs to times of one step."""
-    from common import summarise
+def _compiled(setting: Setting, hidden: torch.Tensor, count: int) -> tuple[str, Any]:
+    """The side of transformers over a static cache, compiled; its warm-up is not counted, and told."""
+    model = sides.transformers_model(setting, ENDLESS)
+    run_once = sides.transformers_decoder(model, hidden, count, **sides.compiled_options())
+    started = time.perf_counter()
+    run_once()
+    setting.note(f"transformers compiled its decoding step in {time.perf_counter() - started:.0f} s, not counted")
+    return "transformers float32, compiled", run_once
 
-    names = list(dict.fromkeys(name.rsplit(" ", 1)[0] for name in times))
 
-    def steps(name: str, key: str) -> list[float]:
-        short, long = times[f"{name} {SHORT}"], times[f"{name} {LONG}"]
-        if key == "cpu_ms":
-            return [(long[key] - short[key]) / (LONG - SHORT)]
-        return [(b - a) / (LONG - SHORT) for a, b in zip(short[key], long[key], strict=True)]
-
-    wall = {name: steps(name, "rounds_ms") for name in names}
-    return summarise(wall, {name: steps(name, "cpu_ms") for name in names})
+def _check(runs: dict[str, Any], batch: int, count: int) -> None:
+    """That all sides write the same tokens; it warms them up, too."""
+    written = {name: run() for name, run in runs.items()}
+    first = next(iter(written.values()))
+    for name, rows in written.items():
+        if [len(row) for row in rows] != [count] * batch or rows != first:
+            raise RuntimeError(f"{name} writes other tokens than audiomm: {rows[0][:8]} ..., not {first[0][:8]} ...")

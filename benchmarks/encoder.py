@@ -1,61 +1,51 @@
-"""The encoder over one window of 30 s, the same random weights on every side."""
+"""Whisper's encoder over windows of 30 s, the same weights on every side, in each number format."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import numpy as np
+import sides
+import torch
 from common import Setting, alternate
+from roofline import encoder_work
+
+BATCHES = (1, 8)
 
 
 def run(setting: Setting) -> dict[str, Any]:
-    """float32, and bfloat16 where a side has it."""
-    import torch
-
+    """One case a batch size."""
     import audiomm
 
     torch.set_num_threads(setting.threads)
-    folder = setting.checkpoint()
-    features = torch.randn(1, audiomm.WhisperConfig.from_pretrained(folder).num_mel_bins, 3000)
+    config = audiomm.WhisperConfig.from_pretrained(setting.checkpoint())
+    makers: dict[str, Any] = {name: (sides.hub_encoder, model) for name, model in sides.own_models(setting).items()}
+    if "transformers" in setting.against:
+        for kind in sides.FLOATS:
+            makers[f"transformers {kind}"] = (sides.hub_encoder, sides.transformers_model(setting, kind=kind))
+    if "openai-whisper" in setting.against:
+        makers["openai-whisper float32"] = (sides.openai_encoder, sides.openai_model(setting))
+    if "faster-whisper" in setting.against:
+        for kind in sides.ctranslate2_kinds():
+            model = sides.ctranslate2_model(setting, 100, kind)
+            makers[f"faster-whisper {kind}"] = (sides.ctranslate2_encoder, model)
     results = {}
-    for dtype in ("float32", "bfloat16"):
-        kind = getattr(torch, dtype)
-        ours = audiomm.WhisperForConditionalGeneration.from_pretrained(folder, dtype=kind).get_encoder()
-        inputs = features.to(kind)
-
-        def own(model: Any = ours, inputs: Any = inputs) -> Any:
-            with torch.inference_mode():
-                return model(inputs).last_hidden_state
-
-        sides: dict[str, Callable[[], Any]] = {"audiomm": own}
-        if "transformers" in setting.against:
-            import transformers
-
-            theirs = transformers.WhisperForConditionalGeneration.from_pretrained(folder, dtype=kind).get_encoder()
-
-            def peer(model: Any = theirs, inputs: Any = inputs) -> Any:
-                with torch.inference_mode():
-                    return model(inputs).last_hidden_state
-
-            sides["transformers"] = peer
-            difference = float((own().float() - peer().float()).abs().max())
-            assert difference < (1e-3 if dtype == "float32" else 0.5), difference
-        if "faster-whisper" in setting.against and dtype == "float32":
-            sides["faster-whisper"] = faster_encoder(setting, features.numpy())
-        results[dtype] = alternate(sides, setting.repeats)
+    for batch in BATCHES[: 1 if setting.quick or setting.second else None]:
+        features = torch.randn(batch, config.num_mel_bins, 3000)
+        runs = {name: make(model, features) for name, (make, model) in makers.items()}
+        _check(runs)
+        times = alternate(runs, setting.repeats if batch == 1 else setting.few, warmups=0)
+        work = encoder_work(config, batch)
+        results[f"{setting.size}, batch {batch}"] = {name: {**row, "work": work} for name, row in times.items()}
     return results
 
 
-def faster_encoder(setting: Setting, features: np.ndarray) -> Callable[[], Any]:
-    """CTranslate2's encoder, the engine of faster-whisper."""
-    import ctranslate2
-
-    model = ctranslate2.models.Whisper(
-        str(setting.converted()), device="cpu", compute_type="float32", intra_threads=setting.threads
-    )
-
-    def run_once() -> Any:
-        return model.encode(ctranslate2.StorageView.from_array(np.ascontiguousarray(features)), to_cpu=False)
-
-    return run_once
+def _check(runs: dict[str, Any]) -> None:
+    """That all sides compute the same; it warms them up, too."""
+    outputs = {name: run() for name, run in runs.items()}
+    first = next(iter(outputs.values()))
+    for name, output in outputs.items():
+        # CTranslate2 hands out no tensor; other number formats are further away.
+        if "float32" in name and isinstance(output, torch.Tensor):
+            distance = float((output - first).abs().max())
+            if distance > 1e-3:
+                raise RuntimeError(f"{name}: its encoder's output is {distance:.2g} away from audiomm's")
