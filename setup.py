@@ -18,6 +18,8 @@ EXTRAS = {
     "convert": ["msgpack>=1.0", "h5py>=3.8"],
     "eval": ["jiwer>=3.0"],
     "plot": ["matplotlib>=3.7"],
+    "peft": ["peft>=0.17"],
+    "torchao": ["torchao>=0.10"],
     "test": [
         "pytest>=8",
         "pillow>=10",
@@ -27,6 +29,7 @@ EXTRAS = {
         "jiwer>=3.0",
         "matplotlib>=3.7",
         "tensorboard>=2.15",
+        "pyyaml>=6",
     ],
     "lint": ["ruff>=0.6", "mypy>=1.11"],
     # The reference implementations that parity tests and benchmarks compare with; never imported by the package.

@@ -29,7 +29,17 @@ def golden() -> Path:
 @pytest.fixture(scope="session")
 def gemmas() -> ModuleType:
     """Makers of tiny Gemmas with their processors, and media for them; see tiny_gemmas.py."""
-    spec = importlib.util.spec_from_file_location("tiny_gemmas", Path(__file__).parent / "tiny_gemmas.py")
+    return _beside("tiny_gemmas.py")
+
+
+@pytest.fixture(scope="session")
+def launches() -> ModuleType:
+    """Counters of what a step would ask of a GPU; see generation/launches.py."""
+    return _beside("generation", "launches.py")
+
+
+def _beside(*place: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(place[-1][:-3], Path(__file__).parent.joinpath(*place))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -19,8 +19,9 @@ from audiomm.generation import (
     build_warpers,
     generate_tokens,
 )
+from audiomm.generation.choice import choose
 from audiomm.generation.decode import Record, advance, start
-from audiomm.generation.sample import choose
+from audiomm.generation.sampling import BLOCK, best_in_blocks
 
 
 def greedy_twin(model, prompt, new, ends=(1,), pad=0):
@@ -380,8 +381,8 @@ def test_a_stop_that_is_seen_a_step_late_changes_nothing(toy, prompts, monkeypat
         def __init__(self, device, at_once):
             self.pending = False
 
-        def is_set(self, finished):
-            was, self.pending = self.pending, bool(finished.all())
+        def is_set(self, going):
+            was, self.pending = self.pending, not bool(going.any())
             return was
 
     wanted = {"return_dict_in_generate": True, "output_scores": True, "output_logprobs": True}
@@ -436,7 +437,7 @@ def test_choosing_a_token_does_not_wait_for_the_device(toy, prompts, sampling):
     """Tensors without values: whatever read one on the host would fail."""
     config = GenerationConfig(do_sample=sampling, eos_token_id=[1, 2], max_new_tokens=4).filled()
     warpers, stopping = build_warpers(config), build_stopping(config)
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
         request = DecodeRequest(
             model=toy().eval(),
             prompt=mode.from_tensor(prompts),
@@ -457,3 +458,65 @@ def test_choosing_a_token_does_not_wait_for_the_device(toy, prompts, sampling):
             logits = advance(request, state, record)
     assert state.length == 8
     assert state.logprobs.shape == (6,)
+
+
+@pytest.mark.parametrize("size", [BLOCK, BLOCK + 1, 2 * BLOCK, 1000])
+def test_the_best_by_blocks_is_the_first_of_the_best(size):
+    scores = torch.randn(6, size).round(decimals=1)
+    scores[0, -1] = scores[1, size // 2] = scores[1, 7] = 9.0
+    scores[2, size - 3] = float("nan")
+    scores[3] = -float("inf")
+    best, token = best_in_blocks(scores)
+    wanted = scores.max(dim=-1)
+    assert torch.equal(token, wanted.indices)
+    assert torch.equal(best.nan_to_num(7.7), wanted.values.nan_to_num(7.7))
+
+
+def test_large_vocabularies_and_batches_are_searched_by_blocks(toy, prompts, monkeypatch):
+    monkeypatch.setattr("audiomm.generation.sampling.BLOCK", 8)
+    options = [{}, {"do_sample": True}]
+    for seed in range(3):
+        wanted = [toy(seed).generate(prompts, generator=torch.Generator().manual_seed(1), **each) for each in options]
+        with monkeypatch.context() as patch:
+            patch.setattr("audiomm.generation.sampling.MANY_SCORES", 1)
+            got = [toy(seed).generate(prompts, generator=torch.Generator().manual_seed(1), **each) for each in options]
+        assert all(torch.equal(one, other) for one, other in zip(wanted, got, strict=True))
+
+
+@pytest.fixture
+def quick_toy(toy):
+    """The toy with a quick twin of its step, and a count of its calls."""
+
+    class Quick(toy):
+        quick_calls = 0
+
+        def quick_step(self):
+            def quick(input_ids, cache):
+                self.quick_calls += 1
+                cache.add(input_ids)
+                return self._output(cache, 1).logits[:, -1]
+
+            return quick
+
+    return Quick
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"do_sample": True}])
+def test_a_quick_step_is_used_where_it_says_as_much_as_the_slow_one(toy, quick_toy, prompts, options):
+    def run(model):
+        return model.generate(prompts, max_new_tokens=6, generator=torch.Generator().manual_seed(1), **options)
+
+    model = quick_toy(3, eos_token_id=None)
+    assert torch.equal(run(model), run(toy(3, eos_token_id=None)))
+    assert (model.quick_calls, model.calls["step"]) == (5, 0)
+    model.generate(prompts, max_new_tokens=6, output_attentions=True, return_dict_in_generate=True)
+    assert (model.quick_calls, model.calls["step"]) == (5, 5)
+
+
+def test_drafts_and_rounds_without_drafts_take_the_quick_step(toy, quick_toy, prompts):
+    wanted = toy(3).generate(prompts, max_new_tokens=12)
+    model, assistant = quick_toy(3), quick_toy(4)
+    assert torch.equal(model.generate(prompts, max_new_tokens=12, assistant_model=assistant), wanted)
+    assert assistant.quick_calls > 0
+    assert torch.equal(model.generate(prompts, max_new_tokens=12, prompt_lookup_num_tokens=3), wanted)
+    assert model.quick_calls > 0

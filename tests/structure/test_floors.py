@@ -16,7 +16,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "media": ("base.errors",),
     "feature_extraction": ("media", "base"),
     "generation": ("layers.cache", "base"),
-    "training": ("base", "feature_extraction.base", "generation.config"),
+    "training": ("base", "layers.language_head", "feature_extraction.base", "generation.config"),
     "models": ("layers", "generation", "feature_extraction", "base"),
     "auto": ("models", "base"),
     "convert": ("models", "base"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -97,3 +98,24 @@ def test_arguments_are_written_without_secrets() -> None:
     text = make(hub_token="hf_secret").to_json_string()
     assert "hf_secret" not in text
     assert json.loads(text)["hub_token"] == "<HUB_TOKEN>"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"fp16_full_eval": True, "use_cpu": True}, "fp16_full_eval=True needs a CUDA device; on a CPU use bf16_full_"),
+        ({"gradient_checkpointing_kwargs": {"use_reentrant": True}}, "is known, which is how layers are recomputed"),
+        ({"fsdp_config": {"offload": True}}, "fsdp_config does nothing without fsdp"),
+        ({"fsdp": "full_shard hybrid"}, "fsdp='full_shard hybrid': known are full_shard, shard_grad_op, auto_wrap"),
+    ],
+)
+def test_what_would_do_nothing_is_refused(options: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        make(**options)
+
+
+def test_unknown_settings_of_accelerate_are_refused(make_trainer: Any) -> None:
+    with pytest.raises(ConfigError, match="accelerator_config: dispatch_batches cannot be set"):
+        make_trainer(accelerator_config={"dispatch_batches": True})
+    with pytest.raises(ConfigError, match="fsdp_config: color is not known; accepted are"):
+        make_trainer(fsdp=True, fsdp_config={"color": "red"})

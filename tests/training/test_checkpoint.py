@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -181,7 +182,7 @@ def test_a_checkpoint_that_is_not_there_or_only_a_model_is_refused(wild_run: Any
 # ------------------------------------------------------------------------------------------------------ torn folders
 
 
-@pytest.mark.parametrize("damage", ["short", "missing", "unsealed"])
+@pytest.mark.parametrize("damage", ["short", "missing", "changed", "unsealed"])
 def test_a_torn_newest_checkpoint_is_passed_over_and_named(damage: str, wild_run: Any, caplog: Any) -> None:
     trainer = wild_run("run", max_steps=6)
     trainer.train()
@@ -191,6 +192,10 @@ def test_a_torn_newest_checkpoint_is_passed_over_and_named(damage: str, wild_run
         weights.write_bytes(weights.read_bytes()[:-1])
     elif damage == "missing":
         (folder / "training.safetensors").unlink()
+    elif damage == "changed":
+        state = bytearray((folder / "training.safetensors").read_bytes())
+        state[-1] ^= 1
+        (folder / "training.safetensors").write_bytes(state)
     else:
         (folder / "manifest.json").unlink()
     with caplog.at_level(logging.WARNING, "audiomm.training"):
@@ -198,6 +203,7 @@ def test_a_torn_newest_checkpoint_is_passed_over_and_named(damage: str, wild_run
     said = {
         "short": "model.safetensors has",
         "missing": "training.safetensors is missing",
+        "changed": "training.safetensors is not what was written: its SHA-256 has changed",
         "unsealed": "it has no manifest.json",
     }
     assert f"checkpoint-6 is passed over: {said[damage]}" in caplog.text
@@ -223,7 +229,12 @@ def test_a_run_that_dies_while_saving_leaves_the_older_checkpoint(place: str, wi
     interrupted = wild_run("run", max_steps=6)
     with monkeypatch.context() as patch:
         if place == "Path.rename":
-            patch.setattr(Path, "rename", die)
+            rename = Path.rename
+
+            def final(path: Path, target: Any) -> Any:
+                return (die if path.name == ".partial-checkpoint-6" else rename)(path, target)
+
+            patch.setattr(Path, "rename", final)
         elif place == "seal":
             patch.setattr(checkpoint, "seal", die)
         else:
@@ -323,6 +334,23 @@ trainer.add_callback(Full)
     assert names(folder) == ["checkpoint-2"]
     assert checkpoint.fault(folder / "checkpoint-2") is None
     assert not list(folder.glob(".partial*"))
+
+
+def test_a_disk_that_is_too_small_is_told_before_anything_is_written(wild_run: Any, monkeypatch: Any) -> None:
+    trainer = wild_run("run", max_steps=6)
+    weights = sum(value.numel() for value in trainer.model.state_dict().values()) * 4
+
+    class Fill(audiomm.TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 3:
+                monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=2 * weights))
+                monkeypatch.setattr(checkpoint, "save_nested", None)
+
+    trainer.add_callback(Fill)
+    with pytest.raises(SaveError, match=r"[\d,]+ bytes are needed and [\d,]+ are free on its disk"):
+        trainer.train()
+    assert names(trainer.args.output_dir) == ["checkpoint-3"]
+    assert checkpoint.fault(Path(trainer.args.output_dir) / "checkpoint-3") is None
 
 
 def test_an_error_of_the_disk_names_the_checkpoint(wild_run: Any, monkeypatch: Any) -> None:

@@ -163,7 +163,12 @@ def test_only_the_answer_of_a_chat_is_learnt(chat_processor: Any) -> None:
         assert text.startswith(words), text
         assert torch.equal(batch["labels"][row][learnt], batch["input_ids"][row][learnt])
         rest = tokenizer.decode(batch["input_ids"][row][~learnt & (batch["attention_mask"][row] == 1)])
-        assert rest.rstrip().endswith("model"), "the opening of the answer's turn is given"
+        asked = chat_processor.apply_chat_template(
+            samples[row]["messages"][:-1], add_generation_prompt=True, tokenize=True
+        )
+        given = batch["input_ids"][row][~learnt & (batch["attention_mask"][row] == 1)]
+        assert given.tolist() == asked[0], "what the model reads when it is asked, an empty thought included"
+        assert rest.rstrip().endswith(("model", "<|channel>thought\n<channel|>"))
         assert not bool(learnt[batch["attention_mask"][row] == 0].any())
         end = tokenizer.convert_tokens_to_ids("<end_of_turn>" if "<end_of_turn>" in text else "<turn|>")
         assert end in batch["labels"][row], "the end of the turn is learnt, too"
@@ -175,13 +180,65 @@ def test_only_the_answer_of_a_chat_is_learnt(chat_processor: Any) -> None:
     assert torch.equal(everything["labels"][real], everything["input_ids"][real])
 
 
-def test_earlier_answers_are_given_not_learnt(chat_processor: Any) -> None:
-    turns = [("user", "hello"), ("assistant", "the first"), ("user", "the"), ("assistant", "last one")]
-    messages = [{"role": role, "content": text} for role, text in turns]
-    batch = audiomm.DataCollatorForCausalLM(chat_processor)([{"messages": messages}])
+TURNS = [("user", "hello"), ("assistant", "the first"), ("user", "the"), ("assistant", "last one")]
+MESSAGES = [{"role": role, "content": text} for role, text in TURNS]
+
+
+def test_each_answer_of_a_chat_is_learnt_where_the_model_was_asked_for_it(chat_processor: Any) -> None:
+    batch = audiomm.DataCollatorForCausalLM(chat_processor)([{"messages": MESSAGES}])
+    assert len(batch["labels"]) == 2
+    types = batch[chat_processor.type_ids_name]
+    assert types.shape == batch["attention_mask"].shape == batch["input_ids"].shape
+    for row, turn in enumerate((1, 3)):
+        real = batch["attention_mask"][row] == 1
+        ids, labels = batch["input_ids"][row][real], batch["labels"][row][real]
+        asked = chat_processor.apply_chat_template(MESSAGES[:turn], add_generation_prompt=True, tokenize=True)[0]
+        assert ids[: len(asked)].tolist() == asked
+        assert bool((labels[: len(asked)] == -100).all())
+        assert torch.equal(labels[len(asked) :], ids[len(asked) :])
+        written = chat_processor.tokenizer.decode(labels[len(asked) :])
+        assert written.rstrip() in (TURNS[turn][1] + "<end_of_turn>", TURNS[turn][1] + "<turn|>")
+
+
+@pytest.mark.parametrize("options", [{"last_answer_only": True}, {"train_on_prompt": True}])
+def test_a_chat_can_be_one_row(options: dict[str, bool], chat_processor: Any) -> None:
+    batch = audiomm.DataCollatorForCausalLM(chat_processor, **options)([{"messages": MESSAGES}])
+    assert len(batch["labels"]) == 1
     learnt = chat_processor.tokenizer.decode(batch["input_ids"][batch["labels"] != -100])
-    assert learnt.startswith("last one")
-    assert "first" not in learnt
+    assert learnt.startswith("last one") or options == {"train_on_prompt": True}
+    assert ("first" in learnt) == ("train_on_prompt" in options)
+
+
+def test_a_call_whose_result_follows_is_given_not_learnt(gemma4_processor: Any) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "time", "arguments": {"zone": "the"}}}
+    messages = [
+        {"role": "user", "content": "hello"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": "the"},
+        {"role": "assistant", "content": "last one"},
+    ]
+    batch = audiomm.DataCollatorForCausalLM(gemma4_processor)([{"messages": messages}])
+    assert len(batch["labels"]) == 1
+    assert gemma4_processor.tokenizer.decode(batch["labels"][0][batch["labels"][0] != -100]) == "last one<turn|>\n"
+    batch = audiomm.DataCollatorForCausalLM(gemma4_processor)([{"messages": messages[:2]}])
+    text = gemma4_processor.tokenizer.decode(batch["input_ids"][0])
+    assert "<|turn>model\n<|channel>thought\n<channel|><|tool_call>call:time{" in text
+
+
+def test_an_answer_with_a_picture_is_refused(chat_processor: Any, picture: Any) -> None:
+    content = [{"type": "image", "image": picture()}, {"type": "text", "text": "hello"}]
+    messages = [{"role": "user", "content": "the"}, {"role": "assistant", "content": content}]
+    with pytest.raises(InputError, match="sample 0 of the batch: its answer holds a picture or sound; answers are te"):
+        audiomm.DataCollatorForCausalLM(chat_processor)([{"messages": messages}])
+
+
+def test_a_template_that_opens_answers_in_two_ways_is_refused(gemma3n_processor: Any) -> None:
+    gemma3n_processor.chat_template = (
+        "{% for m in messages %}{{ '<start_of_turn>' ~ (m.role if m.content|length < 2 else 'sage') ~ m.content }}"
+        "{% endfor %}"
+    )
+    with pytest.raises(InputError, match="does not open the answer '.*sagethe first. as it opens others"):
+        audiomm.DataCollatorForCausalLM(gemma3n_processor)([{"messages": MESSAGES}])
 
 
 def test_pictures_in_a_chat_come_along(chat_processor: Any, picture: Any) -> None:

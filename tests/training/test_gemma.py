@@ -65,3 +65,50 @@ def test_adapters_of_the_language_model_go_on_exactly(
     assert losses(resumed) == losses(whole)
     assert losses(whole)[-1] < losses(whole)[0]
     assert same_weights(whole.model, resumed.model)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_only_positions_that_an_answer_asks_for_are_scored(
+    checkpointing: bool, parts: Any, make_trainer: Any, monkeypatch: Any
+) -> None:
+    make_model, collator, chats = parts
+    runs = []
+    for is_whole in (False, True):
+        model, scored = make_model(), []
+        model.lm_head.register_forward_hook(lambda head, args, out, scored=scored: scored.append(out.shape[1]))
+        trainer = make_trainer(
+            str(is_whole), model=model, train_dataset=chats, eval_dataset=chats, data_collator=collator, max_steps=3,
+            gradient_checkpointing=checkpointing, learning_rate=0.02,
+        )  # fmt: skip
+        if is_whole:
+            monkeypatch.setattr(type(trainer), "_can_skip_positions", False)
+        trainer.train()
+        history = [entry for entry in trainer.state.log_history if "loss" in entry]
+        runs.append((scored, history, trainer.evaluate()["eval_loss"]))
+    (few, history, loss), (whole, expected, whole_loss) = runs
+    assert all(one < other / 2 for one, other in zip(few, whole, strict=True)), (few, whole)
+    assert loss == pytest.approx(whole_loss, rel=1e-5)
+    for one, other in zip(history, expected, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
+
+
+def test_a_batch_without_an_answer_spoils_nothing(parts: Any, make_trainer: Any) -> None:
+    make_model, collator, chats = parts
+
+    def collate(samples: Any) -> Any:
+        batch = collator(samples)
+        if samples[0]["messages"] is chats[1]["messages"]:
+            batch["labels"][:] = -100
+        return batch
+
+    collate.columns = collator.columns
+    norms = []
+    for data in (chats[:1], chats[:2]):
+        trainer = make_trainer(
+            model=make_model(), train_dataset=data, data_collator=collate, per_device_train_batch_size=1, max_steps=1,
+            gradient_accumulation_steps=2, train_sampling_strategy="sequential",
+        )  # fmt: skip
+        trainer.train()
+        norms.append((trainer.state.log_history[0]["loss"], trainer.state.log_history[0]["grad_norm"]))
+    assert norms[0] == pytest.approx(norms[1], rel=1e-5)

@@ -41,7 +41,8 @@ def test_fresh_adapters_change_nothing_and_only_they_are_trained(make_model: Any
     model = make_model()
     before = logits(model, batch)
     audiomm.add_lora(model, audiomm.LoraConfig(r=4, target_modules=TARGETS))
-    assert torch.equal(logits(model, batch), before)
+    # With adapters the encoder walks through its layers, without them it runs straight: the same up to rounding.
+    torch.testing.assert_close(logits(model, batch), before, atol=2e-6, rtol=1e-5)
     trained = {name for name, value in model.named_parameters() if value.requires_grad}
     assert trained
     assert all(".lora_A." in name or ".lora_B." in name for name in trained)
@@ -56,7 +57,8 @@ def test_merged_adapters_are_the_same_model(options: dict[str, Any], make_model:
     adapted = logits(model, batch)
     assert float((adapted - before).abs().max()) > 0.01
     set_lora_enabled(model, False)
-    assert torch.equal(logits(model, batch), before)
+    # With adapters the encoder walks through its layers, without them it runs straight: the same up to rounding.
+    torch.testing.assert_close(logits(model, batch), before, atol=2e-6, rtol=1e-5)
     set_lora_enabled(model, True)
     audiomm.merge_lora(model)
     assert not [name for name in model.state_dict() if "lora" in name]

@@ -575,3 +575,20 @@ def test_torch_compile_gives_the_same_losses(make_trainer: Any, losses: Any) -> 
     plain.train()
     compiled.train()
     assert losses(compiled) == pytest.approx(losses(plain), rel=1e-4)
+
+
+def test_a_decoder_of_whisper_is_smoothed_where_it_learns(make_trainer: Any, make_model: Any, losses: Any) -> None:
+    """Its scores and labels stand at the same positions, unlike those of other models without an encoder."""
+    samples = [{"input_ids": [3, 10 + i, 11 + i], "labels": [10 + i, 11 + i, 2]} for i in range(8)]
+    runs = []
+    for smoothing in (0.0, 1e-7):
+        torch.manual_seed(0)
+        model = audiomm.WhisperForCausalLM(make_model().config)
+        trainer = make_trainer(
+            f"{smoothing}", model=model, train_dataset=samples, data_collator=audiomm.default_data_collator,
+            label_smoothing_factor=smoothing, max_steps=3, train_sampling_strategy="sequential",
+        )  # fmt: skip
+        trainer.train()
+        assert trainer.state.num_input_tokens_seen == 3 * 4 * 3, "the first label of a row counts, too"
+        runs.append(losses(trainer))
+    assert runs[0] == pytest.approx(runs[1], rel=1e-5)

@@ -138,7 +138,9 @@ def fill(
     names = {source: name for name, source in sources.items()}
     needed = model.state_dict()
     for source, tensor in checkpoint.tensors(list(names)):
-        kind = dtype if needed[names[source]].is_floating_point() else needed[names[source]].dtype
+        module = model.get_submodule(names[source].rpartition(".")[0])
+        takes = hasattr(module, "take_weight") and names[source].endswith(".weight")
+        kind = dtype if takes or needed[names[source]].is_floating_point() else needed[names[source]].dtype
         if tensor.is_floating_point() != kind.is_floating_point:
             raise CheckpointMismatchError(
                 f"{source} in {checkpoint.name!r} is of type {checkpoint.dtypes[source]}; "
@@ -152,8 +154,7 @@ def fill(
                 "verify=False loads them all the same."
             )
         device = _device_of(names[source], devices)
-        module = model.get_submodule(names[source].rpartition(".")[0])
-        if hasattr(module, "take_weight"):  # a table that may stay where it is
+        if takes:  # a table that may stay where it is, a map that rounds what it is given
             module.take_weight(tensor, device, dtype)
         else:
             _assign(model, names[source], tensor.to(device=device, dtype=kind))

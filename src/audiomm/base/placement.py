@@ -6,8 +6,6 @@ import os
 from typing import Any
 
 import torch
-from accelerate import dispatch_model, infer_auto_device_map
-from accelerate.utils import get_balanced_memory
 from torch import nn
 
 from .errors import ConfigError
@@ -45,6 +43,9 @@ def plan_devices(
         if uncovered:
             raise ConfigError(f"device_map does not say where {len(uncovered)} weights go, {uncovered[0]} among them.")
         return device_map
+    from accelerate import infer_auto_device_map
+    from accelerate.utils import get_balanced_memory
+
     options = {"no_split_module_classes": list(getattr(model, "no_split_modules", ())), "dtype": dtype}
     if device_map != "sequential":
         max_memory = get_balanced_memory(model, max_memory, low_zero=device_map == "balanced_low_0", **options)
@@ -62,6 +63,8 @@ def dispatch(model: nn.Module, devices: dict[str, Any], offload_folder: str | os
         return
     if "disk" in places and offload_folder is None:
         raise ConfigError("device_map puts parts of the model on disk: pass offload_folder=, the folder to use.")
+    from accelerate import dispatch_model
+
     dispatch_model(model, devices, offload_dir=offload_folder)
 
 

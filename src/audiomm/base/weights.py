@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .errors import CheckpointNotFoundError, CorruptCheckpointError, MissingShardError, SaveError, UnsafeCheckpointError
 from .hub import Source, atomic_write, read_json, write_json
+from .staging import check_space
 
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
@@ -164,13 +165,11 @@ def save_weights(
 ) -> list[str]:
     """Write tensors as one safetensors file, or as shards with an index when they are larger than `max_shard_size`.
 
-    Files of an earlier save that are no longer part of the checkpoint are removed once the new ones stand.
-
     Returns:
         Names of the files written.
 
     Raises:
-        SaveError: The disk is full or the folder cannot be written; earlier files stay whole.
+        SaveError: The disk is full or the folder cannot be written.
     """
     limit = parse_size(max_shard_size)
     shards: list[dict[str, Tensor]] = [{}]
@@ -183,22 +182,25 @@ def save_weights(
         shards[-1][name] = tensors[name].detach().contiguous()
         used += size
         total += size
+    check_space(folder, total)
     base = _with_variant(WEIGHTS_NAME, variant)
     count = len(shards)
     stem = base.removesuffix(".safetensors")
     names = [base] if count == 1 else [f"{stem}-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
     for name, shard in zip(names, shards, strict=True):
         save_tensors(shard, folder / name)
-    index = folder / _with_variant(INDEX_NAME, variant)
-    if count == 1:
-        index.unlink(missing_ok=True)
-    else:
+    if count > 1:
         weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
-        write_json(index, {"metadata": {"total_size": total}, "weight_map": weight_map})
-    for old in (*folder.glob(f"{stem}-*-of-*.safetensors"), folder / base):
-        if old.name not in names:
-            old.unlink(missing_ok=True)
+        content = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        write_json(folder / _with_variant(INDEX_NAME, variant), content)
     return names
+
+
+def weight_files(folder: Path, variant: str | None = None) -> list[str]:
+    """Names of the files that `save_weights` may have written into a folder."""
+    single, index = _with_variant(WEIGHTS_NAME, variant), _with_variant(INDEX_NAME, variant)
+    shards = folder.glob(f"{single.removesuffix('.safetensors')}-*-of-*.safetensors")
+    return [single, index, *(path.name for path in shards)]
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:

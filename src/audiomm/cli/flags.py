@@ -118,6 +118,7 @@ def _add_loading(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--device", help="cpu, cuda, cuda:1, mps; the first accelerator, or the CPU, when left out")
     command.add_argument("--dtype", help="float32, bfloat16 or float16; the checkpoint's when left out")
+    command.add_argument("--quantize", help="int8, or auto: the quickest of this machine; nothing when left out")
     command.add_argument("--fp16", type=_boolean, metavar="BOOL", help="OpenAI's way to say --dtype float16 or float32")
     command.add_argument(
         "--compile", type=_boolean, default=False, metavar="BOOL", help="compile the model: slow to start, then faster"

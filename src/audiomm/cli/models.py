@@ -41,9 +41,13 @@ def load(arguments: argparse.Namespace) -> Any:
     """The pipeline that the flags describe."""
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    hub = {"cache_dir": arguments.model_dir, "local_files_only": arguments.local_files_only or None}
-    hub = {name: value for name, value in hub.items() if value is not None}
-    options: dict[str, Any] = {"model_kwargs": hub} if hub else {}
+    loading = {
+        "cache_dir": arguments.model_dir,
+        "local_files_only": arguments.local_files_only or None,
+        "quantize": arguments.quantize,
+    }
+    loading = {name: value for name, value in loading.items() if value is not None}
+    options: dict[str, Any] = {"model_kwargs": loading} if loading else {}
     pipe = pipeline(
         "automatic-speech-recognition",
         model=model_name(arguments.model),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .build import build_processors, build_stopping, build_warpers
-from .config import GenerationConfig
+from .config import CompileConfig, GenerationConfig
 from .decode import Decoder, DecodeRequest, DecodeState
 from .lengths import (
     ExponentialDecayLengthPenalty,
@@ -52,6 +52,7 @@ from .warpers import (
 __all__ = [
     "AsyncTextIteratorStreamer",
     "BaseStreamer",
+    "CompileConfig",
     "DecodeRequest",
     "DecodeState",
     "Decoder",

@@ -9,6 +9,8 @@ from __future__ import annotations
 import copy
 import json
 import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor
@@ -23,6 +25,29 @@ FILE_NAME = "generation_config.json"
 _NOT_FROM_MODEL = {"output_attentions", "output_hidden_states", "use_cache", "cache_config", "max_length", "top_k"}
 
 _BOOKKEEPING = ("_from_model_config", "_commit_hash")
+
+
+@dataclass
+class CompileConfig:
+    """How torch.compile is to treat the decode step; passed to generate() as `compile_config`.
+
+    Where it is given, steps are compiled on any device, and the cache is a static one.
+
+    Attributes:
+        fullgraph: Fail where the step is not one graph; it is one with every model of this library.
+        dynamic: As for torch.compile; None counts as False, since no shape changes from step to step.
+        backend, mode, options: As for torch.compile; of `mode` and `options` one is None.
+    """
+
+    fullgraph: bool = False
+    dynamic: bool | None = None
+    backend: str | Callable[..., Any] = "inductor"
+    mode: str | None = "reduce-overhead"
+    options: dict[str, Any] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields by name."""
+        return asdict(self)
 
 
 class GenerationConfig:
@@ -89,6 +114,8 @@ class GenerationConfig:
     prompt_lookup_num_tokens: int | None
     max_matching_ngram_size: int | None
     max_cache_len: int | None
+    compile_config: CompileConfig | dict[str, Any] | None
+    disable_compile: bool | None
 
     def __init__(self, **values: Any) -> None:
         self._set(values)

@@ -7,9 +7,10 @@ the step too many is dropped.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from inspect import signature
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -20,6 +21,13 @@ from .config import GenerationConfig
 from .logits import LogitsProcessorList
 from .sampling import Generators
 from .stopping import StoppingCriteriaList
+
+if TYPE_CHECKING:
+    from .choice import Choice
+    from .step import Workplace
+
+#: (token ids (rows, 1), cache) -> logits (rows, vocabulary), float32: what `Decoder.step` does, without modules.
+QuickStep = Callable[[Tensor, Any], Tensor]
 
 
 class DecoderCache(Protocol):
@@ -98,39 +106,64 @@ class DecodeRequest:
 
 @dataclass
 class DecodeState:
-    """Where a run of `rows` sequences stands.
+    """Where a run of `rows` sequences stands. What a step finds out is written down, and added up in the end.
 
     Attributes:
         tokens: (rows, max_length) int64 buffer, prompt first, then what was generated, then padding.
         length: Tokens in use, the same for all rows.
         prompt_length: Of these, tokens that were given.
-        finished: (rows,) bool.
         cache: The model's keys and values.
-        logprobs: (rows,) float32 sum over chosen tokens, or None when not asked for.
-        live_steps: () int64, steps that began with a row that was not done: what counts, as a stop is seen late.
+        alive: (steps + 1, rows) bool, whether a row was still going on when a step began.
+        picked: (steps, rows) float32 scores of the tokens that were picked; NaN or -inf where none could be.
+        chosen: (steps, rows) float32 log-probabilities of these tokens, or None when not asked for.
         trouble: (rows,) int64: 0, or 2 * step + 2 where no token could be chosen, + 1 where that was due to NaN.
+        quick: The quick twin of the model's step, where it has one.
     """
 
     tokens: Tensor
     length: int
     prompt_length: int
-    finished: Tensor
     cache: Any
-    logprobs: Tensor | None
-    live_steps: Tensor
+    alive: Tensor
+    picked: Tensor
+    chosen: Tensor | None
     trouble: Tensor
     #: (rows, 1, width) the last state of the prompt, where the model tells it: what drafters begin with.
     hidden: Tensor | None = None
+    quick: QuickStep | None = None
+    #: How tokens are chosen; made with the first of them.
+    choice: Choice | None = None
 
     @property
     def ids(self) -> Tensor:
         """(rows, length) the tokens in use, a view."""
         return self.tokens[:, : self.length]
 
-    def append(self, tokens: Tensor) -> None:
-        """Write one token a row (rows,)."""
-        self.tokens[:, self.length] = tokens
-        self.length += 1
+    @property
+    def step(self) -> int:
+        """Tokens generated so far."""
+        return self.length - self.prompt_length
+
+    @property
+    def going(self) -> Tensor:
+        """(rows,) bool, rows that are not done, a view."""
+        return self.alive[self.step]
+
+    @property
+    def finished(self) -> Tensor:
+        """(rows,) bool, rows that are done."""
+        return ~self.going
+
+    @property
+    def logprobs(self) -> Tensor | None:
+        """(rows,) float32 sums of the log-probabilities of the tokens of each row."""
+        if self.chosen is None:
+            return None
+        return torch.where(self.alive[: self.step], self.chosen[: self.step], 0.0).sum(dim=0)
+
+    def live_steps(self) -> int:
+        """Steps that began with a row that was not done: what counts, as a stop may be seen late."""
+        return int(self.alive[: self.step].sum(dim=0).max())
 
 
 #: GenerateOutput field <- the field of a step's output it is collected from.
@@ -187,39 +220,48 @@ class StopFlag:
 
     def __init__(self, device: torch.device, at_once: bool) -> None:
         self._lags = device.type == "cuda" and not at_once
-        self._pending: tuple[Tensor, torch.cuda.Event] | None = None
+        # The answer of one step is read while that of the next is on its way.
+        self._answers = [torch.empty((), dtype=torch.bool, pin_memory=True) for _ in range(2)] if self._lags else []
+        self._copied: torch.cuda.Event | None = None
 
-    def is_set(self, finished: Tensor) -> bool:
-        """True when all of `finished` (rows,) hold, or held a step ago."""
+    def is_set(self, going: Tensor) -> bool:
+        """True when none of `going` (rows,) holds, or none held a step ago."""
         if not self._lags:
-            return bool(finished.all())
-        pending = self._pending
-        if pending is not None:
-            pending[1].synchronize()
-            if bool(pending[0]):
+            return not any(going.tolist())
+        earlier, later = self._answers
+        if self._copied is not None:
+            self._copied.synchronize()
+            if not bool(earlier):
                 return True
-        copied = torch.empty((), dtype=torch.bool, pin_memory=True)
-        copied.copy_(finished.all(), non_blocking=True)
-        event = torch.cuda.Event()
-        event.record()
-        self._pending = (copied, event)
+        later.copy_(going.any(), non_blocking=True)
+        self._copied = torch.cuda.Event()
+        self._copied.record()
+        self._answers = [later, earlier]
         return False
 
 
-def start(request: DecodeRequest, copies: int, record: Record) -> tuple[DecodeState, Tensor]:
+def start(
+    request: DecodeRequest, copies: int, record: Record, place: Workplace | None = None
+) -> tuple[DecodeState, Tensor]:
     """Run the prompt once a batch item and repeat what came out for `copies` rows each.
+
+    Args:
+        place: Where cache and buffers are kept at fixed addresses; None makes new ones.
 
     Returns:
         The state, and the logits (batch * copies, vocabulary) of the first new token, float32.
     """
     prompt, config = request.prompt, request.config
     rows, prompt_length = prompt.shape
-    fixed = config.cache_implementation not in (None, "dynamic", "dynamic_full")
+    fixed = place is not None or config.cache_implementation not in (None, "dynamic", "dynamic_full")
     # A prompt given as embeddings alone takes slots that its (empty) ids do not count.
     embeddings = request.model_inputs.get("inputs_embeds")
     unseen = 0 if embeddings is None else max(0, embeddings.shape[1] - prompt_length)
     limit = unseen + max(request.max_length, config.max_cache_len or 0)
-    cache = request.model.make_cache(rows, max_length=limit, fixed=fixed)
+    cache = None if place is None else place.empty_cache(limit)
+    if cache is None:
+        limit = limit if place is None else max(limit, place.capacity)
+        cache = request.model.make_cache(rows, max_length=limit, fixed=fixed)
     inputs = dict(request.model_inputs)
     if config.prefill_chunk_size is not None and "prefill_chunk_size" in signature(request.model.prefill).parameters:
         inputs["prefill_chunk_size"] = config.prefill_chunk_size
@@ -232,25 +274,45 @@ def start(request: DecodeRequest, copies: int, record: Record) -> tuple[DecodeSt
         logits = logits.repeat_interleave(copies, dim=0)
         prompt = prompt.repeat_interleave(copies, dim=0)
     rows, device = rows * copies, logits.device
-    tokens = torch.full((rows, request.max_length), request.pad_token, dtype=torch.long, device=device)
+    make, length = (_filled, request.max_length) if place is None else (place.tensor, place.capacity)
+    if place is not None:
+        place.cache = cache
+    tokens = make("tokens", (rows, length), request.pad_token, device, torch.long)
     tokens[:, :prompt_length] = prompt
+    chosen = make("chosen", (length, rows), 0.0, device, torch.float32) if request.logprobs else None
     state = DecodeState(
         tokens=tokens,
         length=prompt_length,
         prompt_length=prompt_length,
-        finished=torch.zeros(rows, dtype=torch.bool, device=device),
         cache=cache,
-        logprobs=torch.zeros(rows, dtype=torch.float32, device=device) if request.logprobs else None,
-        live_steps=torch.zeros((), dtype=torch.long, device=device),
+        alive=make("alive", (length + 1, rows), True, device, torch.bool),
+        picked=make("picked", (length, rows), 0.0, device, torch.float32),
+        chosen=chosen,
         trouble=torch.zeros(rows, dtype=torch.long, device=device),
         hidden=hidden,
+        quick=quick_step(request.model) if not request.flags else None,
     )
     return state, logits
+
+
+def _filled(name: str, shape: tuple[int, ...], value: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return torch.full(shape, value, device=device, dtype=dtype)
+
+
+def quick_step(model: Any) -> QuickStep | None:
+    """The quick twin of the model's step, where it has one and nothing is trained."""
+    make = getattr(model, "quick_step", None)
+    if make is None or model.training or torch.is_grad_enabled():
+        return None
+    quick: QuickStep | None = make()
+    return quick
 
 
 def advance(request: DecodeRequest, state: DecodeState, record: Record) -> Tensor:
     """Run the newest token of each row; logits (rows, vocabulary) of the next one, float32."""
     newest = state.tokens[:, state.length - 1 : state.length]
+    if state.quick is not None:
+        return state.quick(newest, state.cache)
     output = request.model.step(newest, state.cache, **request.flags)
     record.add_output(output)
     return last_logits(output)
@@ -261,12 +323,15 @@ def last_logits(output: ModelOutput) -> Tensor:
     return output["logits"][:, -1].float()
 
 
-def note_trouble(state: DecodeState, picked: Tensor) -> None:
-    """Mark rows whose picked score (rows,) is no number, and end them; nothing is read from the device."""
-    bad = ~(picked > -torch.inf) & ~state.finished
-    code = 2 * (state.length - state.prompt_length) + 2 + picked.isnan().long()
-    state.trouble = torch.where(bad & (state.trouble == 0), code, state.trouble)
-    state.finished = state.finished | bad
+def note_trouble(state: DecodeState) -> None:
+    """Mark rows that ended because no token could be chosen."""
+    steps = state.step
+    alive, picked = state.alive[:steps], state.picked[:steps]
+    # Such a row ends at once, so it is its last step that tells.
+    last = alive.sum(dim=0) - 1
+    score = picked.gather(0, last[None])[0]
+    code = 2 * last + 2 + score.isnan().long()
+    state.trouble = torch.where(score > -torch.inf, 0, code)
 
 
 def raise_trouble(state: DecodeState) -> None:

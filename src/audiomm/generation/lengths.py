@@ -6,12 +6,13 @@ Names, arguments and results are those of transformers; see `logits` for the hou
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..base.errors import GenerationError
-from .logits import MINUS_INFINITY, LogitsProcessor, VocabularyMask, token_ids
+from .logits import FOREVER, MINUS_INFINITY, BannedTokens, LogitsProcessor, VocabularyMask, token_ids
 
 
 class SuppressTokensAtBeginLogitsProcessor(LogitsProcessor):
@@ -38,6 +39,9 @@ class SuppressTokensAtBeginLogitsProcessor(LogitsProcessor):
             return scores.clone()
         return scores.masked_fill(self._mask.like(scores), MINUS_INFINITY)
 
+    def at_length(self, length: int) -> tuple[Any, int]:
+        return _at_one(self, length, self.begin_index)
+
 
 class ForcedBOSTokenLogitsProcessor(LogitsProcessor):
     """Make `bos_token_id` the only choice as the second token, after a prompt of one.
@@ -52,6 +56,9 @@ class ForcedBOSTokenLogitsProcessor(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         return _force(scores, self._mask) if input_ids.shape[-1] == 1 else scores.clone()
+
+    def at_length(self, length: int) -> tuple[Any, int]:
+        return _at_one(self, length, 1)
 
 
 class ForcedEOSTokenLogitsProcessor(LogitsProcessor):
@@ -71,6 +78,16 @@ class ForcedEOSTokenLogitsProcessor(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         return _force(scores, self._mask) if input_ids.shape[-1] == self.max_length - 1 else scores.clone()
+
+    def at_length(self, length: int) -> tuple[Any, int]:
+        return _at_one(self, length, self.max_length - 1)
+
+
+def _at_one(rule: LogitsProcessor, length: int, place: int) -> tuple[Any, int]:
+    """`LogitsProcessor.at_length` of a rule that changes something at one length alone."""
+    if length == place:
+        return rule, place + 1
+    return None, place if length < place else FOREVER
 
 
 def _force(scores: Tensor, mask: VocabularyMask) -> Tensor:
@@ -98,6 +115,9 @@ class MinLengthLogitsProcessor(LogitsProcessor):
         if input_ids.shape[-1] >= self.min_length:
             return scores.clone()
         return scores.masked_fill(self._mask.like(scores), MINUS_INFINITY)
+
+    def at_length(self, length: int) -> tuple[Any, int]:
+        return (None, FOREVER) if length >= self.min_length else (BannedTokens(self.eos_token_id), self.min_length)
 
 
 class MinNewTokensLengthLogitsProcessor(MinLengthLogitsProcessor):
@@ -152,3 +172,6 @@ class ExponentialDecayLengthPenalty(LogitsProcessor):
         # What another rule has forbidden stays so: -inf plus its size would be NaN, the smallest number's infinity.
         raised = self._mask.like(scores) & (scores > torch.finfo(scores.dtype).min)
         return torch.where(raised, scores + scores.abs() * growth, scores)
+
+    def at_length(self, length: int) -> tuple[Any, int]:
+        return (self, FOREVER) if length > self.regulation_start else (None, self.regulation_start + 1)

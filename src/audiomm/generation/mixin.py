@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..base.errors import GenerationError
 from ..base.hub import Source, read_json
 from ..base.outputs import GenerateOutput, ModelOutput
+from ..layers.projection import checked_once
 from .build import build_processors
 from .config import FILE_NAME, GenerationConfig
 from .fields import FIELDS
@@ -313,12 +314,13 @@ def _mask_from_padding(prompt: Tensor, config: GenerationConfig) -> Tensor | Non
 
 @contextmanager
 def eval_mode(model: Any) -> Iterator[None]:
-    """Eval mode inside the block; modules that were in training mode are so again after it."""
+    """Eval mode inside the block, where nobody changes the model; what was in training mode is so again after it."""
     training = [module for module in model.modules() if module.training] if isinstance(model, nn.Module) else []
     for module in training:
         module.training = False
     try:
-        yield
+        with checked_once():
+            yield
     finally:
         for module in training:
             module.training = True

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
 from ..base.outputs import GenerateOutput
+from .choice import choose
 from .decode import DecodeRequest, DecodeState, Record, StopFlag, advance, note_trouble, raise_trouble, start
-from .sampling import pick_best, pick_random
+from .step import Units, workplace
 
 
 def sample(request: DecodeRequest) -> GenerateOutput:
@@ -22,16 +20,28 @@ def sample(request: DecodeRequest) -> GenerateOutput:
     """
     record = Record(request.config)
     copies = request.config.num_return_sequences or 1
-    state, logits = start(request, copies, record)
-    flag = StopFlag(logits.device, at_once=request.streamer is not None)
-    while True:
+    with workplace(request, copies) as place:
+        state, logits = start(request, copies, record, place)
+        flag = StopFlag(logits.device, at_once=request.streamer is not None)
         choose(request, state, logits, record)
-        if request.streamer is not None:
-            request.streamer.put(state.tokens[:, state.length - 1].cpu())
-        if state.length >= request.max_length or flag.is_set(state.finished):
-            break
-        logits = advance(request, state, record)
-    return finish(state, record)
+        units = Units(request, state, place)
+        while not _is_over(request, state, flag):
+            unit = units.next()
+            if unit is None:
+                choose(request, state, advance(request, state, record), record)
+            else:
+                unit.run(state)
+        output = finish(state, record)
+        if place is not None and place.is_shared:
+            output.past_key_values = None
+        return output
+
+
+def _is_over(request: DecodeRequest, state: DecodeState, flag: StopFlag) -> bool:
+    """Hand the newest tokens to who listens; True when there is nothing more to do."""
+    if request.streamer is not None:
+        request.streamer.put(state.tokens[:, state.length - 1].cpu())
+    return state.length >= request.max_length or flag.is_set(state.going)
 
 
 def finish(state: DecodeState, record: Record) -> GenerateOutput:
@@ -41,26 +51,8 @@ def finish(state: DecodeState, record: Record) -> GenerateOutput:
         NumericalError: The model gave NaN.
         GenerationError: Every token was forbidden.
     """
+    note_trouble(state)
     raise_trouble(state)
-    state.length = state.prompt_length + int(state.live_steps)
+    state.length = state.prompt_length + state.live_steps()
     output = GenerateOutput(sequences=state.ids.clone(), logprobs=state.logprobs, past_key_values=state.cache)
-    return record.into(output, state.length - state.prompt_length)
-
-
-def choose(request: DecodeRequest, state: DecodeState, logits: Tensor, record: Record) -> None:
-    """Pick and append the next token of each row from its logits (rows, vocabulary), and see which rows are done."""
-    processed = request.processors(state.ids, logits)
-    scores = request.warpers(state.ids, processed)
-    record.add_scores(logits, scores)
-    if request.config.do_sample:
-        tokens, picked = pick_random(scores, request.generators)
-    else:
-        tokens, picked = pick_best(scores)
-    state.live_steps = state.live_steps + (~state.finished).any()
-    note_trouble(state, picked)
-    if state.logprobs is not None:
-        chosen = processed.gather(-1, tokens[:, None])[:, 0].float() - processed.float().logsumexp(dim=-1)
-        state.logprobs = state.logprobs + torch.where(state.finished, 0.0, chosen)
-    state.append(torch.where(state.finished, request.pad_token, tokens))
-    scored = tuple(record.steps.get("scores", ()))
-    state.finished = state.finished | request.stopping(state.ids, scored)
+    return record.into(output, state.step)

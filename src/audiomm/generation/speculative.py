@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from ..base.errors import GenerationError
-from ..base.outputs import GenerateOutput, ModelOutput
+from ..base.outputs import CausalLMOutput, GenerateOutput, ModelOutput
 from ..layers.cache import SPARE
+from .choice import choose
 from .decode import Decoder, DecodeRequest, DecodeState, Record, StopFlag, last_logits, start
 from .fields import DEFAULTS
-from .sample import choose, finish
+from .sample import finish
 
 
 class Drafter(Protocol):
@@ -80,7 +81,7 @@ class AssistantModel:
         config = replace_outputs(request)
         own = replace(request, model=model, model_inputs=inputs, config=config, logprobs=False)
         state, _ = start(own, copies, Record(config))
-        self.model, self.cache, self.processors = model, state.cache, request.processors
+        self.model, self.cache, self.quick, self.processors = model, state.cache, state.quick, request.processors
         self.cost = _share_of_weights(model, request.model)
         # Slots of a prompt that was given as embeddings alone, whose ids are not known.
         self.unseen = state.cache.length - state.length
@@ -94,7 +95,10 @@ class AssistantModel:
             self.cache.crop(self.unseen + length - 1)
         unread = ids[:, self.cache.length - self.unseen :]
         for _ in range(min(count, self.count)):
-            logits = last_logits(self.model.step(unread, self.cache))
+            if self.quick is not None and unread.shape[1] == 1:
+                logits = self.quick(unread, self.cache)
+            else:
+                logits = last_logits(self.model.step(unread, self.cache))
             scores = self.processors(ids, logits)
             unread = scores.argmax(dim=-1, keepdim=True)
             ids = torch.cat((ids, unread), dim=1)
@@ -226,14 +230,17 @@ def speculate(
     counts = {"rounds": 0, "drafted": 0, "accepted": 0}
     balance = Balance(drafter.cost)
     _choose_and_show(request, state, logits, record)
-    while state.length < request.max_length and not flag.is_set(state.finished):
+    while state.length < request.max_length and not flag.is_set(state.going):
         # So many tokens can be taken back by layers with a window.
         room = min(request.max_length - state.length - 1, SPARE)
         has_drafts = room > 0 and balance.wants_drafts()
         drafts = drafter.propose(state.ids, room) if has_drafts else state.ids[:, :0]
         newest = state.tokens[:, state.length - 1 : state.length]
         begin, read = state.length, state.cache.length
-        output = request.model.step(torch.cat((newest, drafts), dim=1), state.cache, **request.flags)
+        if drafts.shape[1] == 0 and state.quick is not None and state.hidden is None:
+            output: ModelOutput = CausalLMOutput(logits=state.quick(newest, state.cache)[:, None])
+        else:
+            output = request.model.step(torch.cat((newest, drafts), dim=1), state.cache, **request.flags)
         _take_agreed(request, state, output, drafts, record)
         taken = state.length - begin
         state.cache.crop(read + taken)
@@ -258,7 +265,7 @@ def _take_agreed(
         if place == drafts.shape[1]:
             return
         agreed = state.finished | (state.ids[:, -1] == drafts[:, place])
-        if not bool(agreed.all()) or bool(state.finished.all()):
+        if not bool(agreed.all()) or not bool(state.going.any()):
             return
 
 

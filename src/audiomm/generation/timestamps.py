@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..base.errors import GenerationError
-from .logits import MINUS_INFINITY, LogitsProcessor
+from .logits import FOREVER, MINUS_INFINITY, LogitsProcessor
 
 
 class WhisperTimeStampLogitsProcessor(LogitsProcessor):
@@ -94,3 +94,67 @@ class WhisperTimeStampLogitsProcessor(LogitsProcessor):
         stamps = logs.masked_fill(~is_timestamp, MINUS_INFINITY).logsumexp(dim=-1, keepdim=True)
         text = logs.masked_fill(is_timestamp, MINUS_INFINITY).amax(dim=-1, keepdim=True)
         return scores.masked_fill((stamps > text) & ~is_timestamp, MINUS_INFINITY)
+
+    def at_length(self, length: int) -> tuple[Any, int]:
+        # The first two tokens have rules of their own.
+        second = self.begin_index + 1
+        return (self, length + 1) if length <= second else (TimestampState(self), FOREVER)
+
+
+class TimestampState:
+    """The same rules for a loop that adds one token after the other: what they need of the past is one number a row.
+
+    Kernels are few, since each of them costs as much as the numbers it works on: the class of the two newest tokens
+    comes from a table, and the rest is arithmetic with it, in which 0 * log 0 is 0. Only the text part and the
+    timestamp part of the scores are looked at, never a mask of the whole vocabulary.
+
+    Args:
+        rules: Whose rules; two or more tokens have been generated under them.
+    """
+
+    in_place = True
+
+    def __init__(self, rules: WhisperTimeStampLogitsProcessor) -> None:
+        self.timestamp_begin, self.eos_token_id = rules.timestamp_begin, rules.eos_token_id
+        self.detect = rules._detect_timestamp_from_logprob
+        self._begin_index = rules.begin_index
+        #: (vocabulary, 3) of each token: 1 for a timestamp, else 0; its id, if it is one; and how much further the
+        #: ban of early timestamps reaches when it stands before a timestamp: over all of them, or one less.
+        self._table = torch.empty(0)
+        self._numbers = torch.empty(0)
+        #: (rows, 1) the last timestamp but for the newest token; the id before all timestamps where there is none.
+        self._last = torch.empty(0)
+
+    def begin(self, ids: Tensor, vocabulary: int) -> None:
+        """Read the state from the tokens so far, (rows, length)."""
+        first = self.timestamp_begin
+        numbers = torch.arange(vocabulary, device=ids.device, dtype=torch.float32)
+        is_stamp = (numbers >= first).float()
+        self._table = torch.stack((is_stamp, numbers * is_stamp, torch.where(is_stamp > 0, 2.0**30, -1.0)), dim=1)
+        self._numbers = numbers[first - 1 :]
+        earlier = ids[:, self._begin_index : -1]
+        places = torch.arange(1, earlier.shape[1] + 1, device=ids.device)
+        place = ((earlier >= first) * places).amax(dim=1, keepdim=True)
+        last = earlier.gather(1, (place - 1).clamp(min=0))
+        self._last = torch.where(place > 0, last, first - 1).float()
+
+    def take(self, other: TimestampState) -> None:
+        """Go on from the state of another; the tensors stay where they are."""
+        self._last.copy_(other._last)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores (rows, vocabulary), changed in place; of input_ids (rows, length) the last two are looked at."""
+        stamp, number, reach = self._table[input_ids[:, -2:]].unbind(dim=-1)
+        newest = stamp[:, 1:]
+        torch.lerp(self._last, number[:, 1:], newest, out=self._last)
+        # The end of a pair may repeat its start; after a pair there is text; after that time must advance.
+        bound = torch.addcmul(self._last, newest, reach[:, :1])
+        stamps = scores[:, self.timestamp_begin - 1 :]
+        stamps.masked_fill_(self._numbers <= bound, MINUS_INFINITY)
+        # A pair that is open must be closed: log 0 for a timestamp after text.
+        scores[:, : self.eos_token_id].add_(torch.xlogy(newest, stamp[:, :1]))
+        if self.detect and stamps.shape[1]:
+            text = scores[:, : self.timestamp_begin]
+            is_text = text.amax(dim=-1, keepdim=True) >= stamps.logsumexp(dim=-1, keepdim=True)
+            text.add_(is_text.log())
+        return scores

@@ -21,6 +21,7 @@ from .speculative import AssistantModel, Drafter, PromptLookup, StateDrafter, sp
 from .stopping import StoppingCriteriaList
 
 
+@torch.no_grad()
 def generate_tokens(
     model: Decoder,
     prompt: Tensor,

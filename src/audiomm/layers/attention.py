@@ -48,6 +48,41 @@ def attend(
     return _unfold(attended, folds) if folds > 1 else attended
 
 
+def read_by_products(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, *, scale: float) -> Tensor:
+    """`attend` for one query a row, as two matrix products: on a CPU the fused kernel leaves most of its time unused.
+
+    Args:
+        queries: (rows, heads, head_dim). n adjacent rows may share one row of keys, then without a mask.
+        keys, values: (rows, heads, keys, head_dim), each of its own dtype: products are taken in it.
+        mask: What to add to the scores, from `added_mask`.
+        scale: Factor on the dot products.
+
+    Returns:
+        (rows, heads x head_dim), of the queries' dtype.
+    """
+    rows, heads, width = queries.shape
+    stored = keys.shape[0]
+    if stored == rows:
+        folded = queries.reshape(rows * heads, 1, width)
+    else:
+        folded = queries.view(stored, -1, heads, width).transpose(1, 2).reshape(stored * heads, -1, width)
+    keys, values = keys.flatten(0, 1).transpose(1, 2), values.flatten(0, 1)
+    folded = folded.to(keys.dtype)
+    # With beta=0 the first argument is not looked at.
+    added, beta = (folded.narrow(2, 0, 1), 0) if mask is None else (mask, 1)
+    scores = torch.baddbmm(added, folded, keys, beta=beta, alpha=scale)
+    attended = torch.bmm(scores.softmax(dim=-1).to(values.dtype), values).to(queries.dtype)
+    if stored != rows:
+        attended = attended.view(stored, heads, -1, width).transpose(1, 2)
+    return attended.reshape(rows, heads * width)
+
+
+def added_mask(mask: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
+    """A mask (rows, 1, 1, keys) of bool as numbers to add to scores (rows x heads, 1, keys): 0, or minus infinity."""
+    numbers = torch.where(mask, 0.0, -torch.inf).to(dtype)
+    return numbers.expand(-1, heads, -1, -1).flatten(0, 1)
+
+
 def attend_eager(
     queries: Tensor,
     keys: Tensor,
@@ -92,3 +127,24 @@ def _unfold(attended: Tensor, folds: int) -> Tensor:
     """The way back from `_fold`."""
     rows, heads, _, width = attended.shape
     return attended.view(rows, heads, folds, -1, width).transpose(1, 2).reshape(rows * folds, heads, -1, width)
+
+
+def attend_one(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """`attend` of one token a row in a decode step, with no factor on the scores.
+
+    Args:
+        queries: (rows, heads, 1, head_dim).
+        keys, values: (rows, kv_heads, keys, head_dim).
+        mask: (rows, 1, 1, keys), added to the scores; None sees all.
+
+    Returns:
+        (rows, heads x head_dim).
+    """
+    rows, heads, _, width = queries.shape
+    if keys.shape[1] == 1:
+        # One head of keys: the queries line up as if they were tokens, and the keys are read once.
+        queries = queries.view(rows, 1, heads, width)
+    attended = functional.scaled_dot_product_attention(
+        queries, keys, values, attn_mask=mask, scale=1.0, enable_gqa=queries.shape[1] != keys.shape[1]
+    )
+    return attended.reshape(rows, heads * width)

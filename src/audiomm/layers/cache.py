@@ -15,178 +15,10 @@ import torch
 from torch import Tensor
 
 from ..base.errors import GenerationError
+from . import storage
+from .storage import SPARE, FixedKV, FixedTrack, GrowingKV, GrowingTrack, LayerSpec
 
-#: Tokens that layers with a window keep beyond it: as many of the newest can be taken back again.
-SPARE = 64
-
-
-@dataclass(frozen=True)
-class LayerSpec:
-    """What one attention layer keeps.
-
-    Attributes:
-        kv_heads: Key-value heads.
-        head_dim: Width of one head.
-        window: How many tokens back the layer looks, itself included; None is all of them.
-        cross_length: Encoder positions the layer attends to besides; None for decoder-only models.
-    """
-
-    kv_heads: int
-    head_dim: int
-    window: int | None = None
-    cross_length: int | None = None
-
-
-class GrowingTrack:
-    """Which tokens the growing storage of all layers with one window holds: all, or the newest ones."""
-
-    def __init__(self, window: int | None) -> None:
-        self.window = window
-        #: Tokens at the beginning that are held no longer.
-        self.dropped = 0
-        #: Tokens the storage is to hold after the pass under way.
-        self.kept = 0
-
-    def reserve(self, total: int) -> None:
-        """A pass begins after which there are `total` tokens. Some slack saves cutting at every step."""
-        if self.window is not None and total - self.dropped > self.window - 1 + 2 * SPARE:
-            self.dropped = total - (self.window - 1 + SPARE)
-        self.kept = total - self.dropped
-
-    def can_crop(self, length: int) -> bool:
-        """Whether all that layers with this window look at from token `length` on is held."""
-        return self.window is None or self.dropped <= max(0, length - self.window + 1)
-
-    def clear(self) -> None:
-        self.dropped = self.kept = 0
-
-
-class GrowingKV:
-    """Keys and values that grow by concatenation: no size to choose, a new address a step."""
-
-    def __init__(self, track: GrowingTrack) -> None:
-        self.track = track
-        self.keys: Tensor | None = None
-        self.values: Tensor | None = None
-
-    def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Append (rows, heads, new, head_dim) pairs and return all of them, those too that are dropped hereafter."""
-        if self.keys is not None and self.values is not None:
-            keys = torch.cat((self.keys, keys), dim=2)
-            values = torch.cat((self.values, values), dim=2)
-        self.keys, self.values = keys, values
-        surplus = keys.shape[2] - self.track.kept
-        if surplus > 0:
-            # Copies, so that what is dropped is freed.
-            self.keys, self.values = keys[:, :, surplus:].contiguous(), values[:, :, surplus:].contiguous()
-        return keys, values
-
-    def crop(self, length: int) -> None:
-        if self.keys is not None and self.values is not None:
-            length = max(0, length - self.track.dropped)
-            self.keys, self.values = self.keys[:, :, :length], self.values[:, :, :length]
-
-    def select(self, rows: Tensor) -> None:
-        if self.keys is not None and self.values is not None:
-            self.keys, self.values = self.keys.index_select(0, rows), self.values.index_select(0, rows)
-
-    def clear(self) -> None:
-        self.keys = self.values = None
-
-
-class FixedTrack:
-    """Which tokens the fixed buffers of all layers with one window hold, by the position of each slot.
-
-    Layers with a window have a ring: token i lies in slot i modulo its size, and masks go by the positions alone, so
-    nothing is ever moved. A pass of more tokens than the ring has to spare reads its own tokens beside the ring.
-    """
-
-    def __init__(self, window: int | None, rows: int, capacity: int, device: torch.device) -> None:
-        self.window = window
-        self.size = capacity if window is None else min(capacity, window - 1 + SPARE)
-        self.is_ring = self.size < capacity
-        self.positions = torch.full((rows, self.size), -1, device=device)
-        self.slots: Tensor | None = None
-        #: What the pass under way reads: the buffers, its own tokens, or both one after the other.
-        self.reads_buffers, self.reads_own = True, False
-        self._numbers = torch.arange(self.size, device=device)
-        self._longest = 0
-
-    def reserve(self, cursor: Tensor, positions: Tensor, past: int) -> Tensor:
-        """Choose slots for new tokens at `positions` (rows, new); positions of all keys of this pass."""
-        count = positions.shape[1]
-        self.reads_own = self.is_ring and count > SPARE
-        # The host's count is looked at in long passes only: compiled steps must not depend on it.
-        self.reads_buffers = not self.reads_own or past > 0
-        seen = torch.cat((self.positions, positions), dim=1) if self.reads_buffers else positions
-        written = min(count, self.size)
-        slots = cursor + count - written + self._numbers[:written]
-        self.slots = slots % self.size if self.is_ring else slots
-        self.positions.index_copy_(1, self.slots, positions[:, count - written :])
-        return seen if self.reads_own else self.positions
-
-    def note(self, length: int) -> None:
-        """The cache holds `length` tokens now."""
-        self._longest = max(self._longest, length)
-
-    def can_crop(self, length: int) -> bool:
-        """Whether all that layers with this window look at from token `length` on is held."""
-        if not self.is_ring or self.window is None:
-            return True
-        return self._longest - self.size <= max(0, length - self.window + 1)
-
-    def crop(self, length: int, padding: Tensor) -> None:
-        """Empty the slots of the tokens from `length` on."""
-        if self.is_ring:
-            self.positions.masked_fill_(self.positions + padding >= length, -1)
-        else:
-            self.positions[:, length:] = -1
-
-    def select(self, rows: Tensor) -> None:
-        chosen = self.positions.index_select(0, rows)
-        self.positions = self.positions.copy_(chosen) if len(rows) == len(self.positions) else chosen
-
-    def clear(self) -> None:
-        self.positions.fill_(-1)
-        self._longest = 0
-
-
-class FixedKV:
-    """Keys and values in buffers of a fixed length, written in place at the slots of their track."""
-
-    def __init__(self, rows: int, spec: LayerSpec, track: FixedTrack, device: torch.device, dtype: torch.dtype) -> None:
-        shape = (rows, spec.kv_heads, track.size, spec.head_dim)
-        self.track = track
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
-
-    def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Write (rows, heads, new, head_dim) pairs and return what the pass reads: as a rule, the whole buffers."""
-        track = self.track
-        assert track.slots is not None, "a pass reserves its slots first"
-        read = self.keys, self.values
-        if track.reads_own and track.reads_buffers:
-            read = torch.cat((self.keys, keys), dim=2), torch.cat((self.values, values), dim=2)
-        elif track.reads_own:
-            read = keys, values
-        first = keys.shape[2] - len(track.slots)
-        self.keys.index_copy_(2, track.slots, keys[:, :, first:])
-        self.values.index_copy_(2, track.slots, values[:, :, first:])
-        return read
-
-    def crop(self, length: int) -> None:
-        """Nothing to do: slots past `length` are marked empty by their positions."""
-
-    def select(self, rows: Tensor) -> None:
-        if len(rows) == len(self.keys):
-            self.keys.copy_(self.keys.index_select(0, rows))
-            self.values.copy_(self.values.index_select(0, rows))
-        else:
-            self.keys, self.values = self.keys.index_select(0, rows), self.values.index_select(0, rows)
-
-    def clear(self) -> None:
-        self.keys.zero_()
-        self.values.zero_()
+__all__ = ["SPARE", "Cache", "LayerSpec", "PassThrough", "Slots"]
 
 
 class PassThrough:
@@ -247,6 +79,8 @@ class Cache:
         length: Slots to allocate; needed when `fixed`.
         fixed: Allocate once and write in place (a static cache).
         rows, device, dtype: Shape and place of the fixed buffers.
+        for_products: Keep all as `attention.read_by_products` reads it quickest on a CPU, whatever the model computes
+            in: in float32, but values of cross-attention in float16 and in the order of positions.
     """
 
     def __init__(
@@ -258,11 +92,12 @@ class Cache:
         fixed: bool = False,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        for_products: bool = False,
     ) -> None:
         if fixed and not length:
             raise GenerationError(f"length={length}: a fixed cache needs to know how many slots to allocate.")
         self.specs, self.fixed, self.capacity = specs, fixed, length or 0
-        device = torch.device(device)
+        device, dtype = torch.device(device), torch.float32 if for_products else dtype
         #: Slots in use, counted on the host.
         self.length = 0
         self._windows: set[int] = {spec.window for spec in specs if spec.window is not None}
@@ -272,14 +107,16 @@ class Cache:
         self.layers: list[GrowingKV | FixedKV] = [
             FixedKV(rows, spec, self._fixed[spec.window], device, dtype)
             if fixed
-            else GrowingKV(self._growing[spec.window])
+            else GrowingKV(self._growing[spec.window], for_products)
             for spec in specs
         ]
         self._cross: list[tuple[Tensor, Tensor] | None] = [None] * len(specs)
         self._cross_ready = False
+        self.for_products = for_products
         self._positions: Tensor | None = None
         if fixed:
-            self._cursor = torch.zeros(1, dtype=torch.long, device=device)
+            #: (1,) number of the newest token.
+            self._newest = torch.full((1,), -1, device=device)
             self._padding = torch.zeros((rows, 1), dtype=torch.long, device=device)
 
     @property
@@ -326,13 +163,20 @@ class Cache:
         return Slots(past, positions, everything, device, windows)
 
     def _reserve_fixed(self, count: int, positions: Tensor | None, rows: int, past: int) -> Slots:
-        if positions is None:
-            numbers = torch.arange(count, device=self._cursor.device)
-            positions = (self._cursor + numbers - self._padding).expand(rows, count)
+        if positions is None and count == 1:
+            # A decode step: one number moves on, and everything follows from it.
+            newest = self._newest.add_(1)
+            positions = newest - self._padding
+            keys = {window: track.reserve_one(newest, positions) for window, track in self._fixed.items()}
         else:
-            self._padding += (positions < 0).sum(dim=1, keepdim=True)
-        keys = {window: track.reserve(self._cursor, positions, past) for window, track in self._fixed.items()}
-        self._cursor += count
+            first = self._newest + 1
+            if positions is None:
+                numbers = torch.arange(count, device=first.device)
+                positions = (first + numbers - self._padding).expand(rows, count)
+            else:
+                self._padding += (positions < 0).sum(dim=1, keepdim=True)
+            keys = {window: track.reserve(first, positions, past) for window, track in self._fixed.items()}
+            self._newest += count
         windows = {window: (0, keys[window]) for window in self._windows}
         return Slots(0, positions, keys[None], positions.device, windows)
 
@@ -372,17 +216,29 @@ class Cache:
         """The layer's pair for the encoder's positions, or None before the first pass."""
         return self._cross[layer] if self._cross_ready else None
 
+    @property
+    def cross_pairs(self) -> list[tuple[Tensor, Tensor] | None]:
+        """`cross` of all layers."""
+        return self._cross if self._cross_ready else [None] * len(self._cross)
+
     def set_cross(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep the layer's pair for the encoder's positions; all layers are set in one pass, in order."""
+        """Keep the layer's pair for the encoder's positions; all layers are set in one pass, in order.
+
+        Returns:
+            The pair as this pass is to read it; steps get what `cross` gives, in the types it is kept in.
+        """
         old = self._cross[layer]
         if self.fixed and old is not None and old[0].shape == keys.shape:
             pair = old[0].copy_(keys), old[1].copy_(values)
+        elif self.for_products:
+            # Values side by side along the positions, which the kernel for half precision runs through.
+            pair = keys.float().contiguous(), values.half().transpose(-1, -2).contiguous().transpose(-1, -2)
         else:
             # Read at every step: a head's keys side by side in memory, not between those of other heads.
             pair = keys.contiguous(), values.contiguous()
         self._cross[layer] = pair
         self._cross_ready = layer == len(self.specs) - 1
-        return pair
+        return (keys, values) if self.for_products else pair
 
     def reorder(self, rows: Tensor) -> None:
         """Row i becomes what row `rows[i]` was; cross-attention pairs stay (beams of one audio share them)."""
@@ -413,14 +269,14 @@ class Cache:
             if length < self.length and not track.can_crop(length):
                 raise GenerationError(
                     f"{self.length - length} of {self.length} tokens cannot be taken back: layers with a window of "
-                    f"{track.window} tokens keep {SPARE} beyond it. Take back fewer, or begin a new cache."
+                    f"{track.window} tokens keep {storage.SPARE} beyond it. Take back fewer, or begin a new cache."
                 )
         for layer in self.layers:
             layer.crop(length)
         for fixed in self._fixed.values():
             fixed.crop(length, self._padding)
         if self.fixed:
-            self._cursor.clamp_(max=length)
+            self._newest.clamp_(max=length - 1)
         elif self._positions is not None:
             self._positions = self._positions[:, :length]
         self.length = min(self.length, length)
@@ -434,7 +290,7 @@ class Cache:
         for fixed in self._fixed.values():
             fixed.clear()
         if self.fixed:
-            self._cursor.zero_()
+            self._newest.fill_(-1)
             self._padding.zero_()
         self._positions = None
         self._cross_ready = False
@@ -447,6 +303,7 @@ class Cache:
             raise GenerationError(f"past_key_values holds {len(pairs)} layers; the decoder has {len(specs)}.")
         cache = cls(specs)
         for index, (layer, pair) in enumerate(zip(cache.layers, pairs, strict=True)):
+            assert isinstance(layer, GrowingKV), "made to grow"
             layer.keys, layer.values = pair[0], pair[1]
             if len(pair) == 4:
                 cache.set_cross(index, pair[2], pair[3])

@@ -10,9 +10,22 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 #: The buffers of a clipped layer and what they hold until a checkpoint says more.
 _BOUNDS = {"input_min": -math.inf, "input_max": math.inf, "output_min": -math.inf, "output_max": math.inf}
+
+
+class UnclippedPart(nn.Module):
+    """y = W x; no nn.Linear, so that tools which adapt all linear layers take the clipped one, and it alone."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.weight = nn.Linear(in_features, out_features, bias=False).weight
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features), same dtype."""
+        return functional.linear(hidden, self.weight)
 
 
 class ClippedLinear(nn.Linear):
@@ -24,7 +37,7 @@ class ClippedLinear(nn.Linear):
         clipped: Whether there are bounds; without them this is a plain linear layer under the same names.
     """
 
-    linear: nn.Linear
+    linear: UnclippedPart
     input_min: Tensor
     input_max: Tensor
     output_min: Tensor
@@ -35,7 +48,7 @@ class ClippedLinear(nn.Linear):
         self.in_features, self.out_features = in_features, out_features
         self.clipped = clipped
         self.register_parameter("bias", None)
-        self.linear = nn.Linear(in_features, out_features, bias=False)
+        self.linear = UnclippedPart(in_features, out_features)
         if clipped:
             for name, value in _BOUNDS.items():
                 self.register_buffer(name, torch.tensor(value))

@@ -250,7 +250,7 @@ def initialise_part(module: nn.Module, deviation: float) -> None:
     """Initial values of the own weights of one part of a tower, for training from scratch."""
     if isinstance(module, ClippedLinear):
         module.open_bounds()
-    elif isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
+    if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
         module.weight.normal_(std=deviation)
         if module.bias is not None:
             module.bias.zero_()

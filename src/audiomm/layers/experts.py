@@ -6,14 +6,18 @@ Source: the model card of Gemma 4 26B-A4B; grouped products after MegaBlocks, ar
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .norm import RMSNorm
+from .norm import RMSNorm, has_norm_kernel, quick_size
+from .quick import product
 
-#: Up to so many tokens the weights of their experts are gathered instead: a decode step reads them once either way.
-_FEW_TOKENS = 4
+#: Up to so many tokens the weights of their experts are gathered instead, where the experts of a token have no more
+#: numbers than this: what is larger is better read in place than copied and read.
+_FEW_TOKENS, _SMALL_EXPERTS = 4, 2**20
 
 
 class Router(nn.Module):
@@ -74,16 +78,21 @@ class Experts(nn.Module):
         Returns:
             (tokens, width), same dtype.
         """
-        if len(hidden) <= _FEW_TOKENS:
+        can_group = _can_group(hidden, self.gate_up_proj, self.down_proj)
+        is_small = chosen.shape[1] * self.gate_up_proj[0].numel() <= _SMALL_EXPERTS
+        if len(hidden) <= _FEW_TOKENS and (is_small or not can_group):
             return self._gathered(hidden, weights, chosen)
-        if _can_group(hidden, self.gate_up_proj, self.down_proj):
+        if can_group:
             return self._grouped(hidden, weights, chosen)
         return self.looped(hidden, weights, chosen)
 
     def _gathered(self, hidden: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
-        inner = _gated(torch.einsum("td,tkid->tki", hidden, self.gate_up_proj[chosen]))
-        made = torch.einsum("tki,tkdi->tkd", inner, self.down_proj[chosen])
-        return (made * weights[..., None]).sum(dim=1).to(hidden.dtype)
+        tokens, active = chosen.shape
+        flat = chosen.flatten()
+        spread = hidden[:, None, :, None].expand(-1, active, -1, -1).flatten(0, 1)
+        inner = _gated(torch.bmm(self.gate_up_proj.index_select(0, flat), spread).view(len(flat), -1))
+        made = torch.bmm(self.down_proj.index_select(0, flat), inner[..., None])
+        return torch.bmm(weights[:, None].to(made.dtype), made.view(tokens, active, -1)).view(hidden.shape)
 
     def _grouped(self, hidden: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
         active = chosen.shape[1]
@@ -116,9 +125,39 @@ def _gated(gate_up: Tensor) -> Tensor:
 
 def _can_group(hidden: Tensor, *weights: Tensor) -> bool:
     """Whether torch's grouped product takes these: from torch 2.10 on, on CUDA rows of whole 16 bytes in bfloat16."""
-    if not hasattr(functional, "grouped_mm"):
+    if not hasattr(functional, "grouped_mm") or hidden.dtype == torch.float64:
         return False
     if hidden.device.type != "cuda":
         return True
     whole = all(weight.shape[-1] * weight.element_size() % 16 == 0 for weight in weights)
     return whole and hidden.dtype == torch.bfloat16 and torch.cuda.get_device_capability(hidden.device) >= (8, 0)
+
+
+def quick_routing(router: Router) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """The router for decode steps: normed and scaled tokens (tokens, width) to weights and choice (tokens, active).
+
+    The softmax of the best scores is what the softmax of all scores gives the best, brought to a sum of one.
+    """
+    project, scales, active = product(router.proj), router.per_expert_scale.detach(), router.active
+    softmax = torch.softmax
+
+    def route(normed: Tensor) -> tuple[Tensor, Tensor]:
+        best, chosen = project(normed).topk(active)
+        return softmax(best, -1, dtype=torch.float32).mul_(scales[chosen]), chosen
+
+    return route
+
+
+def quick_norms(weights: Tensor, eps: float) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    """Several RMSNorms of the same tokens at once: (tokens, width) to one such tensor a row of weights (n, width)."""
+    weights = weights.detach()[:, None]
+    width = weights.shape[-1]
+    if has_norm_kernel(weights.device):
+        shape, rms_norm = (width,), functional.rms_norm
+        return lambda hidden: (rms_norm(hidden, shape, None, eps) * weights).unbind(0)
+    size_of, scales = quick_size(width, eps), weights.float() * width**0.5
+
+    def spelled_out(hidden: Tensor) -> tuple[Tensor, ...]:
+        return (hidden * scales).div_(size_of(hidden)).to(hidden.dtype).unbind(0)
+
+    return spelled_out

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 from torch.nn import functional
+
+from .quick import product
 
 
 class GatedMLP(nn.Module):
@@ -23,3 +27,15 @@ class GatedMLP(nn.Module):
         gate = functional.gelu(self.gate_proj(hidden), approximate="tanh")
         output: Tensor = self.down_proj(gate * self.up_proj(hidden))
         return output
+
+
+def quick_mlp(mlp: GatedMLP) -> Callable[[Tensor], Tensor]:
+    """The block for decode steps, with gate and up in one product."""
+    gate_up, down = product(mlp.gate_proj, mlp.up_proj), product(mlp.down_proj)
+    gelu = functional.gelu
+
+    def run(hidden: Tensor) -> Tensor:
+        gate, up = gate_up(hidden).chunk(2, -1)
+        return down(gelu(gate, approximate="tanh").mul_(up))
+
+    return run

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..base.errors import ShapeError
+from ..base.errors import GenerationError, ShapeError
 from .cache import Cache, LayerSpec
 from .per_layer import PerLayerTable
+from .projection import Keeper
+from .quick import NoQuickStep, Step, product
 
 #: Label that the loss leaves out.
 IGNORED_LABEL = -100
@@ -46,6 +49,47 @@ class DecoderAnswers:
     def set_per_layer_input_embeddings(self, value: PerLayerTable) -> None:
         self.get_decoder().embed_tokens_per_layer = value
 
+    @property
+    def prepare_inputs_for_generation(self) -> Callable[..., dict[str, Any]]:
+        """The inputs of a forward call: transformers' name, which PEFT looks up when it wraps a causal model.
+
+        Raises:
+            GenerationError: It is replaced, as prompt tuning does; `generate` would leave its tokens out.
+        """
+        return lambda input_ids, **inputs: {"input_ids": input_ids, **inputs}
+
+    @prepare_inputs_for_generation.setter
+    def prepare_inputs_for_generation(self, value: Any) -> None:
+        raise GenerationError(
+            "generate() cannot put virtual tokens in front of a prompt: of PEFT's methods, use those that change "
+            "layers, like LoRA."
+        )
+
+    def quick_step(self) -> Step | None:
+        """The quick twin of `step` for inference, or None where the model as it stands has none.
+
+        Called with (rows, 1) token ids and the cache it gives (rows, vocabulary) logits in float32.
+        """
+        if self.get_decoder().config.attn_implementation == "eager":
+            return None
+        keeper: Keeper[Step] = vars(self).setdefault("_quick_steps", Keeper())
+        model: Any = self
+        return keeper.get(model, self._build_quick_step)
+
+    def _build_quick_step(self) -> Step | None:
+        try:
+            return self.make_quick_step()
+        except NoQuickStep:
+            return None
+
+    def make_quick_step(self) -> Step:
+        """A quick step from the weights as they are.
+
+        Raises:
+            NoQuickStep: There is none.
+        """
+        raise NoQuickStep
+
     def cache_specs(self) -> list[LayerSpec]:
         """What each decoder layer that has keys and values of its own keeps while generating."""
         specs: list[LayerSpec] = self.get_decoder().cache_specs()
@@ -76,6 +120,17 @@ def token_logits(hidden: Tensor, head: nn.Linear, cap: float | None, keep: int |
     return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
+def quick_logits(head: nn.Module, cap: float | None) -> Callable[[Tensor], Tensor]:
+    """`token_logits` of decode steps, (rows, width) -> (rows, vocabulary) float32."""
+    project = product(head)
+
+    def score(hidden: Tensor) -> Tensor:
+        logits = project(hidden).float()
+        return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
+
+    return score
+
+
 def shifted_loss(
     logits: Tensor, labels: Tensor | None, num_items_in_batch: Tensor | int | None = None
 ) -> Tensor | None:
@@ -103,6 +158,17 @@ def shifted_loss(
 def following_labels(labels: Tensor) -> Tensor:
     """(rows, length) the label after each position, -100 at the last."""
     return functional.pad(labels[:, 1:], (0, 1), value=IGNORED_LABEL)
+
+
+def loss_columns(labels: Tensor | None, logits_to_keep: int | Tensor) -> Tensor:
+    """The columns (kept,) that some label follows: all that the loss needs to be scored.
+
+    Raises:
+        ShapeError: There are no labels, or columns are asked for in another way, too.
+    """
+    if labels is None or not isinstance(logits_to_keep, int) or logits_to_keep:
+        raise ShapeError("loss_positions_only=True scores what labels ask for: pass labels, and no logits_to_keep.")
+    return (following_labels(labels) != IGNORED_LABEL).any(dim=0).nonzero()[:, 0]
 
 
 def label_loss(logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:

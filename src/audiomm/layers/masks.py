@@ -119,3 +119,20 @@ def _layer_mask(
         queries = queries[:, kept]
         ends = None if ends is None else ends[:, kept]
     return attention_mask(count, queries, keys, past=past, window=window, ends=ends, device=slots.device)
+
+
+def step_masks(slots: Slots, windows: Iterable[int | None], dtype: torch.dtype) -> dict[int | None, Tensor | None]:
+    """Who one new token a row sees, for each kind of layer of a decoder: what is added to the scores, or None.
+
+    Attention would make the same of a boolean mask, in every layer. No key comes after the newest token. A window
+    without positions is not looked at: its keys are the last of those that are kept.
+    """
+    found: dict[int | None, Tensor | None] = {}
+    for window in set(windows):
+        keys = slots.of(window)[1]
+        if keys is None or slots.queries is None:
+            found[window] = None
+            continue
+        first = 0 if window is None else (slots.queries - (window - 1)).clamp_(min=0)
+        found[window] = torch.where((keys >= first)[:, None, None], 0.0, -torch.inf).to(dtype)
+    return found

@@ -8,6 +8,7 @@ and Gemma 4; the placement is that of google's mobile runtimes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ from torch.nn import functional
 
 from ..base.errors import ConfigError, ShapeError
 from .embedding import ScaledEmbedding, rounded_scales
-from .norm import RMSNorm
+from .norm import RMSNorm, quick_norm, weight_of
+from .quick import product
 
 #: Where the table may be: beside the model, in the computer's memory, or memory-mapped in the checkpoint's file.
 PLACEMENTS = ("device", "cpu", "disk")
@@ -118,6 +120,35 @@ class PerLayerInputs(nn.Module):
                 "tokens, layers, width) is needed: take it from get_per_layer_inputs(input_ids)."
             )
         return (projected + tokens.to(projected)) * self._half[projected.dtype]
+
+
+def quick_per_layer(inputs: PerLayerInputs, vocabulary: int) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]]:
+    """What the layers read in a decode step: a function of token ids (rows,) and their embeddings (rows, width).
+
+    It gives one (rows, width of the layer's own) tensor a layer.
+
+    Args:
+        inputs: The text model.
+        vocabulary: Ids are below this.
+    """
+    table, linear = inputs.embed_tokens_per_layer, inputs.per_layer_model_projection
+    project = product(linear)
+    norm, dtype = inputs.per_layer_projection_norm, linear.weight.dtype
+    half, shape = inputs._half[dtype], (table.layers, table.width)
+    # The projection's factor goes into the norm, where it cancels but for eps.
+    scaled = quick_norm(weight_of(norm) * half, norm.eps / inputs._projection_scale**2)
+    beside, rows = table.placement == "device", table.num_embeddings
+    weight, factor = table.weight.detach(), table.scales[dtype] * half
+
+    def read(ids: Tensor, embeddings: Tensor) -> tuple[Tensor, ...]:
+        projected = scaled(project(embeddings).view(-1, *shape))
+        if not beside:
+            return torch.add(projected, table.forward(ids, dtype), alpha=half).unbind(1)
+        known = ids if vocabulary <= rows else ids * (ids < rows)
+        tokens = weight.index_select(0, known).view(projected.shape)
+        return torch.add(projected, tokens, alpha=factor).unbind(1)
+
+    return read
 
 
 def find_token_ids(inputs_embeds: Tensor, table: ScaledEmbedding) -> Tensor:

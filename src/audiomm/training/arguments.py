@@ -36,6 +36,10 @@ RENAMED = {
     "push_to_hub_organization": "write hub_model_id",
     "logging_dir": "leave it out: trackers write into output_dir/runs",
     "include_inputs_for_metrics": 'write include_for_metrics=["inputs"]',
+    "activation_checkpointing": "write gradient_checkpointing",
+    "activation_checkpointing_kwargs": "leave it out: layers are recomputed without reentrance",
+    "use_liger_kernel": "leave it out: scores are made only where labels ask for them",
+    "trackers": "write report_to",
 }
 
 _STRATEGIES = ("no", "steps", "epoch")
@@ -49,6 +53,7 @@ SCHEDULES = (
     "constant_with_warmup",
     "inverse_sqrt",
 )
+FSDP_WORDS = ("full_shard", "shard_grad_op", "auto_wrap", "offload")
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "adafactor", "adagrad", "rmsprop")
 
 
@@ -118,12 +123,16 @@ class TrainingArguments(metaclass=_RefusesOldNames):
         disable_tqdm: No progress bar.
         log_level: Of the library's loggers: "debug", "info", "warning", "error", "passive".
         push_to_hub, hub_model_id, hub_strategy, hub_token, hub_private_repo: Upload to the hub when saving.
-        ddp_find_unused_parameters, ddp_bucket_cap_mb, ddp_backend, ddp_timeout: For distributed runs.
-        fsdp, fsdp_config, deepspeed: For the plugins of accelerate; usually `accelerate launch` sets them.
+        ddp_find_unused_parameters: Let batches leave out parts of the model, such as a tower; None does so for models
+            that have several.
+        ddp_bucket_cap_mb, ddp_backend, ddp_timeout: For distributed runs.
+        fsdp: True, or words of `FSDP_WORDS`; usually `accelerate launch` sets this and the next.
+        fsdp_config: Fields of accelerate's plugin, with or without "fsdp_" before them, or a JSON file of them.
+        deepspeed: DeepSpeed's configuration, or its file. What it leaves open ("auto") comes from these arguments.
         auto_find_batch_size: Halve the batch size when memory runs out.
         resume_from_checkpoint: For scripts; `Trainer.train` takes it.
         use_cpu: Stay on the CPU.
-        accelerator_config: Keywords for `Accelerator`.
+        accelerator_config: Keywords for `Accelerator`; not those about its data loaders, which are not used.
     """
 
     output_dir: str = "trainer_output"
@@ -254,8 +263,20 @@ class TrainingArguments(metaclass=_RefusesOldNames):
                 raise ConfigError(f"{name}={value!r}: expected one of {', '.join(allowed)}.")
         if self.bf16 and self.fp16:
             raise ConfigError("bf16 and fp16 exclude each other; choose one.")
-        if self.fp16 and (self.use_cpu or not torch.cuda.is_available()):
-            raise ConfigError("fp16=True needs a CUDA device; on a CPU use bf16=True.")
+        for name in ("fp16", "fp16_full_eval"):
+            if getattr(self, name) and (self.use_cpu or not torch.cuda.is_available()):
+                raise ConfigError(f"{name}=True needs a CUDA device; on a CPU use {name.replace('fp', 'bf')}=True.")
+        if self.gradient_checkpointing_kwargs not in (None, {}, {"use_reentrant": False}):
+            raise ConfigError(
+                f"gradient_checkpointing_kwargs={self.gradient_checkpointing_kwargs!r}: only {{'use_reentrant': "
+                "False} is known, which is how layers are recomputed anyway."
+            )
+        if self.fsdp_config and not self.fsdp:
+            raise ConfigError("fsdp_config does nothing without fsdp: pass fsdp=True, too.")
+        words = self.fsdp.split() if isinstance(self.fsdp, str) else []
+        unknown = [word for word in words if word not in FSDP_WORDS]
+        if unknown:
+            raise ConfigError(f"fsdp={self.fsdp!r}: known are {', '.join(FSDP_WORDS)}, and True.")
 
     def _check_numbers(self) -> None:
         lowest = {

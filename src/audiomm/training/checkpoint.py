@@ -2,16 +2,19 @@
 
 A checkpoint is a model folder with three more things: `trainer_state.json` (where the run stands), `training.json` and
 `training.safetensors` (optimizer, schedule, place in the data), and `random-<rank>` (every random state of a process).
-A folder named checkpoint-N is complete: it is filled under another name, flushed to the disk, and renamed.
+A folder named checkpoint-N is complete: it is filled under another name, flushed to the disk, listed with the digests
+of its files in `manifest.json`, and renamed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ from torch import Tensor
 
 from ..base.errors import CheckpointNotFoundError, ConfigError, CorruptCheckpointError, SaveError
 from ..base.hub import Source, read_json, write_json
+from ..base.staging import check_space, flush
 from ..base.weights import find_checkpoint as find_checkpoint_files
 
 logger = logging.getLogger("audiomm.training")
@@ -110,6 +114,11 @@ def set_random_states(states: dict[str, Any]) -> None:
 
 def whole(value: Any) -> Any:
     """A tensor that is spread over processes, in one piece on the host; all processes must ask together."""
+    if hasattr(value, "ds_id"):  # the third stage of DeepSpeed
+        from deepspeed.zero import GatheredParameters
+
+        with GatheredParameters([value]):
+            return value.detach().cpu().clone()
     return value.full_tensor().cpu() if hasattr(value, "full_tensor") else value
 
 
@@ -180,7 +189,9 @@ def _like(parameter: Tensor, key: str, value: Any) -> Any:
 
 
 @contextmanager
-def new_checkpoint(output_dir: str, step: int, is_main: bool, wait: Callable[[], None]) -> Iterator[Path]:
+def new_checkpoint(
+    output_dir: str, step: int, is_main: bool, wait: Callable[[], None], needed: int = 0
+) -> Iterator[Path]:
     """A folder that all processes fill, and that becomes checkpoint-<step> when the block has ended without an error.
 
     Args:
@@ -188,12 +199,17 @@ def new_checkpoint(output_dir: str, step: int, is_main: bool, wait: Callable[[],
         step: Of the checkpoint.
         is_main: Whether this process makes the folder and gives it its name.
         wait: Lets processes wait for each other.
+        needed: Bytes that must be free, about.
+
+    Raises:
+        SaveError: They are not, or the disk fails; earlier checkpoints are as they were.
     """
     target = Path(output_dir) / f"{PREFIX}{step}"
     partial = target.with_name(f".partial-{target.name}")
     try:
         if is_main:
             remove_litter(output_dir)
+            check_space(Path(output_dir), needed)
             partial.mkdir(parents=True)
         wait()
         yield partial
@@ -203,7 +219,7 @@ def new_checkpoint(output_dir: str, step: int, is_main: bool, wait: Callable[[],
             if target.exists():
                 _discard(target)
             partial.rename(target)
-            _flush(target.parent)
+            flush(target.parent)
         wait()
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -214,38 +230,47 @@ def new_checkpoint(output_dir: str, step: int, is_main: bool, wait: Callable[[],
 
 
 def seal(folder: Path) -> None:
-    """Flush all files to the disk and write the list of them with their sizes."""
-    sizes = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            with open(path, "rb+") as file:
-                os.fsync(file.fileno())
-            sizes[str(path.relative_to(folder))] = path.stat().st_size
-    write_json(folder / MANIFEST, {"files": sizes})
-    _flush(folder)
+    """Flush all files to the disk and write the list of them with their sizes and digests."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    for path in paths:
+        with open(path, "rb+") as file:
+            os.fsync(file.fileno())
+    listed = {
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": digest}
+        for path, digest in zip(paths, _digests(paths), strict=True)
+    }
+    write_json(folder / MANIFEST, {"files": listed})
+    flush(folder)
 
 
-def _flush(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _digests(paths: list[Path]) -> list[str]:
+    """The SHA-256 of files, several at once: about a second for each gigabyte of the largest."""
+
+    def digest(path: Path) -> str:
+        found = hashlib.sha256()
+        with open(path, "rb") as file:
+            while block := file.read(1 << 22):
+                found.update(block)
+        return found.hexdigest()
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(digest, paths))
 
 
 def fault(folder: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
-        sizes = read_json(folder / MANIFEST)["files"]
+        listed = {folder / name: about for name, about in read_json(folder / MANIFEST)["files"].items()}
     except (OSError, ConfigError, KeyError):
         return f"it has no {MANIFEST}, which is written last"
-    for name, size in sizes.items():
-        path = folder / name
+    for path, about in listed.items():
         if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size:,} bytes instead of {size:,}"
+            return f"{path.name} is missing"
+        if path.stat().st_size != about["bytes"]:
+            return f"{path.name} has {path.stat().st_size:,} bytes instead of {about['bytes']:,}"
+    for (path, about), digest in zip(listed.items(), _digests(list(listed)), strict=True):
+        if digest != about["sha256"]:
+            return f"{path.name} is not what was written: its SHA-256 has changed"
     return None
 
 

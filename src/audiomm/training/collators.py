@@ -16,6 +16,8 @@ from torch import Tensor
 from ..base.errors import InputError
 from .loss import IGNORE
 
+_ANSWERING = ("assistant", "model")
+
 
 def default_data_collator(features: list[Any], return_tensors: str = "pt") -> dict[str, Tensor]:
     """Stack samples whose values have equal shapes; "label" and "label_ids" become "labels"."""
@@ -158,12 +160,18 @@ class DataCollatorSpeechSeq2SeqWithPadding:
 class DataCollatorForCausalLM:
     """Batches of chats with pictures and sound for models that go on writing; only the answers are learnt.
 
+    A row is what the model reads when it is asked, apply_chat_template(..., add_generation_prompt=True) to the token,
+    and then the answer. Earlier answers stand in the history otherwise than where they were to be written (Gemma 4
+    writes an empty thought before an answer, and none into the history), so each answer of a chat gets its own row.
+
     Attributes:
         processor: Of the model; its apply_chat_template makes tokens and media of messages.
-        train_on_prompt: Learn the questions, too.
-        max_length: Most tokens of a sample; None is no limit.
+        train_on_prompt: Learn the questions, too; every chat is one row then.
+        max_length: Most tokens of a row; None is no limit.
+        last_answer_only: Learn the last answer of each chat: one row, whatever the number of turns.
 
-    Samples are dicts with "messages" whose last turn is the answer (content parts as in `apply_chat_template`).
+    Samples are dicts with "messages" whose last turn is an answer (content parts as in `apply_chat_template`). A turn
+    that calls a tool and is followed by the result is given, not learnt.
 
     Raises:
         InputError: A sample has no answer, or is too long; the message names it.
@@ -175,57 +183,81 @@ class DataCollatorForCausalLM:
     processor: Any
     train_on_prompt: bool = False
     max_length: int | None = None
+    last_answer_only: bool = False
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Samples to the model's inputs and labels (batch, tokens), padded at the right."""
-        conversations = []
+        """Samples to the model's inputs and labels (rows, tokens), padded at the right."""
+        names, prompts, answers = [], [], []
         for index, sample in enumerate(features):
-            messages = sample.get("messages")
-            if not messages or messages[-1].get("role") not in ("assistant", "model"):
-                raise InputError(f"{_name(sample, index)}: the last of its 'messages' must be the assistant's answer.")
-            conversations.append(messages)
+            name, messages = _name(sample, index), sample.get("messages")
+            if not messages or messages[-1].get("role") not in _ANSWERING:
+                raise InputError(f"{name}: the last of its 'messages' must be the assistant's answer.")
+            for turn in self._learnt_turns(messages):
+                names.append(name)
+                prompts.append(messages[:turn])
+                answers.append(self._answer(messages[: turn + 1], name))
         batch = self.processor.apply_chat_template(
-            conversations,
+            prompts,
+            add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
             processor_kwargs={"padding": True, "padding_side": "right"},
         )
-        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORE)
-        if not self.train_on_prompt:
-            for row, messages in enumerate(conversations):
-                labels[row, : self._prompt_tokens(messages, batch.encodings[row])] = IGNORE
-        for token in self._media_tokens():
-            labels[batch["input_ids"] == token] = IGNORE
-        self._check(batch, labels, features)
-        return {**batch, "labels": labels}
+        return self._with_answers(dict(batch), answers, names)
 
-    def _prompt_tokens(self, messages: list[dict[str, Any]], encoding: Any) -> int:
-        """How many tokens stand before the answer: those that end where the prompt does, counted from the end.
+    def _learnt_turns(self, messages: list[dict[str, Any]]) -> list[int]:
+        last = len(messages) - 1
+        if self.train_on_prompt or self.last_answer_only:
+            return [last]
+        answering = [turn for turn, message in enumerate(messages) if message.get("role") in _ANSWERING]
+        return [turn for turn in answering if turn == last or messages[turn + 1].get("role") != "tool"]
 
-        The media stand in the prompt, so the answer's characters are the last ones of the written text, too.
-        """
-        write = self.processor.apply_chat_template
-        text, prompt = write(messages), write(messages[:-1], add_generation_prompt=True)
-        shared = next((place for place, (a, b) in enumerate(zip(text, prompt, strict=False)) if a != b), len(prompt))
-        answer = len(text) - shared
-        ends = [end for _, end in encoding.offsets]
-        return next((place for place, end in enumerate(ends) if end > max(ends) - answer), len(ends))
+    def _answer(self, messages: list[dict[str, Any]], name: str) -> Tensor:
+        """The tokens that the model is to write: what the template makes of the last message, but for its opening."""
+        write, last = self.processor.apply_chat_template, messages[-1]
+        texts = []
+        for word in "ab":  # where these two part, the opening of a turn ends
+            content = word if isinstance(last.get("content"), str) else [{"type": "text", "text": word}]
+            texts.append(write([*messages[:-1], {"role": last["role"], "content": content}]))
+        pairs = enumerate(zip(*texts, strict=False))
+        opening = next((place for place, (one, other) in pairs if one != other), len(texts[0]))
+        text = write(messages)
+        if not text.startswith(texts[0][:opening]):
+            raise InputError(f"{name}: the chat template does not open the answer {text[-80:]!r} as it opens others.")
+        tokens = torch.tensor(self.processor.tokenizer(text[opening:], add_special_tokens=False).input_ids)
+        if not set(tokens.tolist()).isdisjoint(self._media_tokens()):
+            raise InputError(f"{name}: its answer holds a picture or sound; answers are text.")
+        return tokens
+
+    def _with_answers(self, batch: dict[str, Tensor], answers: list[Tensor], names: list[str]) -> dict[str, Tensor]:
+        """The prompts' rows with the answers behind them, and the labels."""
+        prompt_lengths = batch["attention_mask"].sum(1).tolist()
+        rows: dict[str, list[Tensor]] = {name: [] for name in ("input_ids", "attention_mask", "labels")}
+        types = self.processor.type_ids_name
+        if types in batch:
+            rows[types] = []
+        for row, (length, answer, name) in enumerate(zip(prompt_lengths, answers, names, strict=True)):
+            if self.max_length is not None and length + len(answer) > self.max_length:
+                raise InputError(
+                    f"{name} has {length + len(answer)} tokens; max_length is {self.max_length}. Leave it out, shorten "
+                    "it, or raise the limit: cutting it would cut a picture or a recording."
+                )
+            prompt = batch["input_ids"][row, :length]
+            learnt = prompt if self.train_on_prompt else torch.full_like(prompt, IGNORE)
+            learnt = learnt.masked_fill(torch.isin(prompt, torch.tensor(self._media_tokens())), IGNORE)
+            parts = {"input_ids": (prompt, answer), "labels": (learnt, answer)}
+            parts["attention_mask"] = (torch.ones_like(prompt), torch.ones_like(answer))
+            if types in batch:
+                parts[types] = (batch[types][row, :length], torch.zeros_like(answer))
+            for key, pieces in parts.items():
+                rows[key].append(torch.cat(pieces))
+        fill = {"input_ids": self.processor.tokenizer.pad_token_id, "labels": IGNORE}
+        return {**batch, **{key: _padded(values, fill.get(key, 0)) for key, values in rows.items()}}
 
     def _media_tokens(self) -> list[int]:
         names = ("image_token_id", "audio_token_id", "video_token_id")
         return [value for value in (getattr(self.processor, name, None) for name in names) if value is not None]
-
-    def _check(self, batch: dict[str, Tensor], labels: Tensor, features: list[dict[str, Any]]) -> None:
-        lengths = batch["attention_mask"].sum(1).tolist()
-        for index, (length, row) in enumerate(zip(lengths, labels, strict=True)):
-            if self.max_length is not None and length > self.max_length:
-                raise InputError(
-                    f"{_name(features[index], index)} has {length} tokens; max_length is {self.max_length}. Leave it "
-                    "out, shorten it, or raise the limit: cutting it would cut a picture or a recording."
-                )
-            if not bool((row != IGNORE).any()):
-                raise InputError(f"{_name(features[index], index)} has no answer to learn: its label tokens are none.")
 
 
 def _name(sample: dict[str, Any], index: int) -> str:

@@ -34,7 +34,9 @@ class Evaluating(Foundation):
         """
         smoothing = self.args.label_smoothing_factor
         labels = inputs.get(self.label_names[0])
-        outputs = model(**inputs)
+        is_own_loss = self.compute_loss_func is None and not smoothing and not return_outputs
+        only = {"loss_positions_only": True} if is_own_loss and labels is not None and self._can_skip_positions else {}
+        outputs = model(**inputs, **only)
         if self.compute_loss_func is not None:
             loss = self.compute_loss_func(outputs, labels, num_items_in_batch=num_items_in_batch)
         elif smoothing and labels is not None:
@@ -157,6 +159,11 @@ class Evaluating(Foundation):
         }
         return EvalLoopOutput(prediction.predictions, prediction.label_ids, named, samples)
 
+    @property
+    def _can_skip_positions(self) -> bool:
+        """Whether the model scores only what labels ask for, if told; how much that is would compile anew each time."""
+        return "loss_positions_only" in self._forward_arguments() and not self.args.torch_compile
+
     def _model_for_evaluation(self) -> Any:
         model = self.model_wrapped
         if not self.is_in_train and (self.args.bf16_full_eval or self.args.fp16_full_eval):
@@ -180,6 +187,8 @@ class Evaluating(Foundation):
         labels = tuple(inputs[name] for name in self.label_names if inputs.get(name) is not None)
         with torch.no_grad(), self.accelerator.autocast():
             if labels:
+                if prediction_loss_only:
+                    return self.compute_loss(model, inputs).detach().mean(), None, None
                 loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
                 loss = loss.detach().mean()
             else:

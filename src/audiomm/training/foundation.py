@@ -5,6 +5,7 @@ accelerate is spoken to here and nowhere else.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import logging
 import math
@@ -17,13 +18,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs
-from accelerate.state import AcceleratorState
+from accelerate import (
+    Accelerator,
+    DataLoaderConfiguration,
+    DeepSpeedPlugin,
+    DistributedDataParallelKwargs,
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+)
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import InitProcessGroupKwargs, find_executable_batch_size, gather_object
 from torch import Tensor, nn
 
 from ..base.errors import ConfigError
 from ..base.hub import read_json, write_json
+from ..base.modeling import PreTrainedModel
 from .arguments import TrainingArguments
 from .callbacks import (
     CallbackHandler,
@@ -47,6 +56,7 @@ from .data import (
     sample_lengths,
 )
 from .evaluation import EvalPrediction
+from .loss import without_adapters
 from .optim import build_optimizer, build_schedule
 
 logger = logging.getLogger("audiomm.training")
@@ -141,7 +151,7 @@ class Foundation:
         AcceleratorState._reset_state()  # an earlier Trainer of this process may have had another precision
         handlers: list[Any] = [
             DistributedDataParallelKwargs(
-                find_unused_parameters=bool(args.ddp_find_unused_parameters),
+                find_unused_parameters=self._may_leave_parts_out(),
                 **({"bucket_cap_mb": args.ddp_bucket_cap_mb} if args.ddp_bucket_cap_mb else {}),
             )
         ]
@@ -149,7 +159,7 @@ class Foundation:
             handlers.append(
                 InitProcessGroupKwargs(backend=args.ddp_backend, timeout=timedelta(seconds=args.ddp_timeout))
             )
-        precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
+        precision = "bf16" if args.bf16 else "fp16" if args.fp16 else None  # None: as `accelerate launch` was told
         options: dict[str, Any] = {
             "mixed_precision": precision,
             "cpu": args.use_cpu,
@@ -159,20 +169,37 @@ class Foundation:
             "project_dir": str(Path(args.output_dir) / "runs") if args.report_to else None,
         }
         if args.fsdp:
-            from accelerate import FullyShardedDataParallelPlugin
-
-            settings = args.fsdp_config if isinstance(args.fsdp_config, dict) else {}
-            options["fsdp_plugin"] = FullyShardedDataParallelPlugin(fsdp_version=2, **settings)
+            options["fsdp_plugin"] = _fsdp_plugin(args)
         if args.deepspeed:
-            from accelerate import DeepSpeedPlugin
-
             options["deepspeed_plugin"] = DeepSpeedPlugin(hf_ds_config=args.deepspeed)
-        accelerator = Accelerator(**{**options, **(args.accelerator_config or {})})
+        own = args.accelerator_config or {}
+        unknown = sorted(set(own) - set(inspect.signature(Accelerator).parameters))
+        if unknown:
+            raise ConfigError(
+                f"accelerator_config: {', '.join(unknown)} cannot be set. Every process takes its part of each batch "
+                "by itself; accelerate's loaders are not used."
+            )
+        accelerator = Accelerator(**{**options, **own})
+        is_launched = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+        if (args.fsdp or is_launched) and accelerator.distributed_type is DistributedType.MULTI_CPU:
+            # accelerate takes FSDP for accelerators only, and would go on with DDP.
+            accelerator.state.fsdp_plugin = options.get("fsdp_plugin") or FullyShardedDataParallelPlugin(fsdp_version=2)
+            accelerator.state.distributed_type = DistributedType.FSDP
+            PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+        if accelerator.state.deepspeed_plugin is not None:
+            _settle_deepspeed(accelerator.state.deepspeed_plugin.deepspeed_config, args)
         found = {str(getattr(one, "value", one)) for one in accelerator.log_with}
         missing = sorted(set(args.report_to) - found - {"all"})
         if missing:  # accelerate would go on without them
             raise ConfigError(f"report_to: the package of {', '.join(missing)} is not installed.")
         return accelerator
+
+    def _may_leave_parts_out(self) -> bool:
+        """Whether DDP must look which parameters a batch used: a chat without sound uses none of the sound tower."""
+        if self.args.ddp_find_unused_parameters is not None:
+            return self.args.ddp_find_unused_parameters
+        model = without_adapters(self.model)
+        return not isinstance(model, PreTrainedModel) or bool(model.config.parts())
 
     def create_optimizer(self) -> Any:
         """The optimizer, made if there is none yet."""
@@ -203,14 +230,14 @@ class Foundation:
             model = torch.compile(
                 model, backend=self.args.torch_compile_backend or "inductor", mode=self.args.torch_compile_mode
             )
-        if not self.accelerator.is_fsdp2:
+        if not self._spreads_weights:
             model = model.to(self.accelerator.device)
-        self.create_optimizer()
-        self.model_wrapped, self.optimizer = self.accelerator.prepare(model, self.optimizer)
+        optimizer = self.create_optimizer()
+        self.model_wrapped, self.optimizer = self.accelerator.prepare(model, optimizer)
         if self.model.__dict__.pop("_original_forward", None) is not None:
             # Every call here is under autocast anyway, and the model goes back to the user as it came.
             self.model.__dict__.pop("forward", None)
-        self.create_scheduler(total, getattr(self.optimizer, "optimizer", self.optimizer))
+        self.create_scheduler(total, getattr(optimizer, "optimizer", optimizer))
 
     def _neftune(self, alpha: float) -> Any:
         """Add noise to the embeddings until the returned handle is removed."""
@@ -236,13 +263,15 @@ class Foundation:
     def _columns(self) -> set[str]:
         """Keys that the model's forward takes, or that the collator says it reads."""
         read = getattr(self.data_collator, "columns", ())
-        return {*inspect.signature(self.model.forward).parameters, *self.label_names, "label", "label_ids", *read}
+        return {*self._forward_arguments(), *self.label_names, "label", "label_ids", *read}
+
+    def _forward_arguments(self) -> Mapping[str, inspect.Parameter]:
+        """What the model's forward takes; PEFT's wrapper passes everything on."""
+        return inspect.signature(without_adapters(self.model).forward).parameters
 
     def _collate(self) -> Collate:
         collate = self.data_collator
-        takes_anything = any(
-            one.kind is one.VAR_KEYWORD for one in inspect.signature(self.model.forward).parameters.values()
-        )
+        takes_anything = any(one.kind is one.VAR_KEYWORD for one in self._forward_arguments().values())
         if self.args.remove_unused_columns and not takes_anything:
             collate = KeepColumns(collate, self._columns())
         return Collate(collate)
@@ -337,6 +366,16 @@ class Foundation:
         return reduced
 
     @property
+    def _has_deepspeed(self) -> bool:
+        return self.accelerator.state.deepspeed_plugin is not None
+
+    @property
+    def _spreads_weights(self) -> bool:
+        """Whether no process has all weights at once."""
+        plugin = self.accelerator.state.deepspeed_plugin
+        return self.accelerator.is_fsdp2 or (plugin is not None and plugin.zero_stage == 3)
+
+    @property
     def _writes(self) -> bool:
         """Whether this process writes checkpoints."""
         first = self.accelerator.is_local_main_process if self.args.save_on_each_node else self.is_world_process_zero()
@@ -382,6 +421,59 @@ class Foundation:
         if combined:
             path = folder / "all_results.json"
             write_json(path, {**(read_json(path) if path.exists() else {}), **metrics})
+
+
+def _fsdp_plugin(args: TrainingArguments) -> FullyShardedDataParallelPlugin:
+    """The plugin that `fsdp` and `fsdp_config` describe."""
+    given = args.fsdp_config or {}
+    settings = {
+        name.removeprefix("fsdp_"): value
+        for name, value in (given if isinstance(given, dict) else read_json(given)).items()
+    }
+    settings.pop("version", None)
+    words = args.fsdp.split() if isinstance(args.fsdp, str) else []
+    values = {
+        "reshard_after_forward": "shard_grad_op" not in words,
+        "cpu_offload": "offload" in words,
+        **({"auto_wrap_policy": "transformer_based_wrap"} if "auto_wrap" in words else {}),
+        **settings,
+    }
+    if "transformer_layer_cls_to_wrap" in values:
+        values["transformer_cls_names_to_wrap"] = values.pop("transformer_layer_cls_to_wrap")
+    known = {one.name for one in dataclasses.fields(FullyShardedDataParallelPlugin)} - {"fsdp_version"}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ConfigError(f"fsdp_config: {', '.join(unknown)} is not known; accepted are {', '.join(sorted(known))}.")
+    return FullyShardedDataParallelPlugin(fsdp_version=2, **values)
+
+
+def _settle_deepspeed(config: dict[str, Any], args: TrainingArguments) -> None:
+    """Fill in what DeepSpeed's configuration leaves open.
+
+    Raises:
+        ConfigError: It says otherwise than the arguments, or checkpoints are wanted that it cannot give.
+    """
+    wanted = {
+        "train_micro_batch_size_per_gpu": args.per_device_train_batch_size,
+        "gradient_accumulation_steps": args.gradient_accumulation_steps,
+        "gradient_clipping": args.max_grad_norm,
+    }
+    for name, value in wanted.items():
+        found = config.get(name, "auto")
+        if found not in ("auto", value):
+            raise ConfigError(
+                f"DeepSpeed's configuration says {name}={found} and the arguments {value}: make them equal, or write "
+                '"auto" there.'
+            )
+        config[name] = value
+    config.setdefault("zero_optimization", {})["stage3_gather_16bit_weights_on_model_save"] = True
+    if args.load_best_model_at_end and config["zero_optimization"].get("stage") == 3:
+        raise ConfigError("load_best_model_at_end cannot be used with stage 3 of DeepSpeed; take fsdp, or stage 2.")
+    if args.save_strategy != "no" and not args.save_only_model:
+        raise ConfigError(
+            "DeepSpeed keeps the optimizer in a form of its own, so checkpoints hold the model alone: pass "
+            "save_only_model=True. A run that must be resumed exactly takes fsdp."
+        )
 
 
 def set_seed(seed: int) -> None:

@@ -26,6 +26,7 @@ from torch.nn.utils import parametrize
 
 from ..base.errors import CheckpointMismatchError, CheckpointNotFoundError, ConfigError
 from ..base.hub import Source, make_folder, read_json, write_json
+from ..base.quantization import refuse_quantised
 from ..base.weights import save_tensors
 
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
@@ -176,8 +177,10 @@ def add_lora(model: nn.Module, config: LoraConfig) -> nn.Module:
     """Freeze a model and put adapters beside what `config` names; returns the model.
 
     Raises:
-        ConfigError: A name fits nothing, or only expert parameters, which target_parameters must name.
+        ConfigError: A name fits nothing, or only expert parameters, which target_parameters must name; or the model
+            is quantised.
     """
+    refuse_quantised(model, "adapted")
     if lora_config(model) is not None:
         raise ConfigError("the model has adapters already; merge_lora or remove_lora first.")
     linears, parameters = _targets(model, config)
@@ -397,6 +400,10 @@ def load_lora_weights(model: nn.Module, source: Source) -> None:
     if path is None:
         raise CheckpointNotFoundError(f"{str(source.name)!r} holds no {WEIGHTS_NAME}; pickled adapters are never read.")
     saved, mine = load_file(path), lora_tensors(model)
+    # PEFT saves adapted embeddings and heads whole, beside their adapters.
+    own = dict(model.named_parameters(remove_duplicate=False))
+    bases = {name: own.get(name.removeprefix(_PREFIX).replace(".base_layer.", ".")) for name in set(saved) - set(mine)}
+    mine |= {name: value for name, value in bases.items() if value is not None and name.endswith("base_layer.weight")}
     different = sorted(set(saved) ^ set(mine)) or [name for name in mine if saved[name].shape != mine[name].shape]
     if different:
         raise CheckpointMismatchError(

@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..base.modeling import PreTrainedModel
+from ..layers.language_head import DecoderAnswers
+
 IGNORE = -100
 
 
@@ -47,10 +50,18 @@ def smoothed_loss(logits: Tensor, labels: Tensor, epsilon: float, shifted: bool)
 
 
 def is_shifted(model: Any, labels: Any) -> bool:
-    """Whether a model predicts the next label of a sequence, as decoder-only language models do."""
+    """Whether a model compares the scores of each position with the label after it, as Gemma does and Whisper not."""
+    model = without_adapters(model)
+    if isinstance(model, PreTrainedModel):
+        return isinstance(model, DecoderAnswers)
     config = getattr(model, "config", None)
     is_sequence = isinstance(labels, Tensor) and labels.dim() == 2
     return is_sequence and not getattr(config, "is_encoder_decoder", False) and hasattr(model, "generate")
+
+
+def without_adapters(model: Any) -> Any:
+    """The model inside PEFT's wrapper, if it is in one."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def finite(*values: Tensor | float) -> bool:

@@ -7,11 +7,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from ..base.hub import Source
-from ..base.weights import save_weights
+from ..base.staging import staged
+from ..base.weights import save_weights, weight_files
 from .callbacks import TrainerState
 from .checkpoint import (
     ResumeError,
@@ -27,7 +29,7 @@ from .checkpoint import (
 )
 from .data import has_length
 from .foundation import Foundation
-from .lora import load_lora_weights, lora_config, lora_tensors, write_lora
+from .lora import WEIGHTS_NAME, load_lora_weights, lora_config, lora_tensors, write_lora
 
 logger = logging.getLogger("audiomm.training")
 
@@ -74,7 +76,8 @@ class Saving(Foundation):
             if hasattr(callback, "state") and hasattr(callback, "load_state"):
                 self.state.stateful_callbacks[type(callback).__name__] = callback.state()
         wait = self.accelerator.wait_for_everyone
-        with new_checkpoint(self.args.output_dir, self.state.global_step, writes, wait) as folder:
+        needed = self._bytes_to_save()
+        with new_checkpoint(self.args.output_dir, self.state.global_step, writes, wait, needed) as folder:
             self._save_model(folder)
             if not self.args.save_only_model:
                 optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
@@ -105,6 +108,14 @@ class Saving(Foundation):
         if self.args.push_to_hub and self.args.hub_strategy == "every_save":
             self.push_to_hub(commit_message=f"Training in progress, step {self.state.global_step}")
 
+    def _bytes_to_save(self) -> int:
+        """About what a checkpoint takes: weights and, unless they are not wanted, what the optimizer remembers."""
+        weights = lora_tensors(self.model) if lora_config(self.model) is not None else self.model.state_dict()
+        tensors = list(weights.values())
+        if not self.args.save_only_model:
+            tensors += [part for values in self.optimizer.state.values() for part in values.values()]
+        return sum(part.numel() * part.element_size() for part in tensors if isinstance(part, Tensor))
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the model and `processing_class` to a folder that `from_pretrained` reads."""
         folder = Path(output_dir or self.args.output_dir)
@@ -115,7 +126,7 @@ class Saving(Foundation):
     def _save_model(self, folder: Path) -> None:
         model = self.model
         is_lora = lora_config(model) is not None  # then the model itself is what it was before
-        state = lora_tensors(model) if is_lora else model.state_dict()
+        state = lora_tensors(model) if is_lora else model.state_dict(keep_vars=True)
         weights = {name: whole(value) for name, value in state.items()}  # all processes together
         if not self._writes:
             return
@@ -124,7 +135,8 @@ class Saving(Foundation):
         elif hasattr(model, "save_pretrained"):
             model.save_pretrained(folder, state_dict=weights)
         else:
-            save_weights(_untied(weights), folder)
+            with staged(folder, weight_files(folder)) as stage:
+                save_weights(_untied(weights), stage)
         if hasattr(self.processing_class, "save_pretrained"):
             self.processing_class.save_pretrained(folder)
 
@@ -158,6 +170,9 @@ class Saving(Foundation):
         model = self.model
         if lora_config(model) is not None:
             load_lora_weights(model, Source(str(folder)))
+            return
+        if hasattr(model, "peft_config"):
+            _load_peft_weights(model, folder)
             return
         weights = weights_in(folder)
         if any(hasattr(value, "device_mesh") for value in model.parameters()):
@@ -242,6 +257,23 @@ class Saving(Foundation):
             return
         logger.info("loading the best checkpoint, %s (%s)", best, self.state.best_metric)
         self._load_weights(Path(best))
+
+
+def _load_peft_weights(model: Any, folder: Path) -> None:
+    """Put a checkpoint of a PeftModel, which holds its adapters, into one that is there.
+
+    Raises:
+        ResumeError: It holds other adapters.
+    """
+    from peft import set_peft_model_state_dict  # a PeftModel is here, so is the package
+
+    for name in model.peft_config:
+        path = (folder if name == "default" else folder / name) / WEIGHTS_NAME
+        saved = load_file(path) if path.is_file() else {}
+        found = set_peft_model_state_dict(model, saved, adapter_name=name)
+        trained = {key for key, value in model.named_parameters() if value.requires_grad and f".{name}." in key}
+        if found.unexpected_keys or trained & set(found.missing_keys):
+            raise ResumeError(f"{path} does not hold the weights of the adapter {name!r} of this model.")
 
 
 def _plain_state(state: dict[str, Any]) -> dict[str, Any]:

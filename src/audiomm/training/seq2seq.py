@@ -88,10 +88,11 @@ class Seq2SeqTrainer(Trainer):
         """(loss, generated tokens, labels) of one batch."""
         if not self.args.predict_with_generate or prediction_loss_only:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        if self.accelerator.is_fsdp2:
+        if self._spreads_weights:
             raise ConfigError(
-                "predict_with_generate=True cannot be used with FSDP: processes that write texts of different length "
-                "would wait for each other for ever. Evaluate the loss, and the texts on one process afterwards."
+                "predict_with_generate=True cannot be used with FSDP or stage 3 of DeepSpeed: processes that write "
+                "texts of different length would wait for each other for ever. Evaluate the loss, and the texts on one "
+                "process afterwards."
             )
         labels = inputs.get(self.label_names[0])
         asked = {name: value for name, value in inputs.items() if name not in (*self.label_names, "decoder_input_ids")}

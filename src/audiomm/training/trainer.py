@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ..base.errors import ConfigError, InputError, NumericalError
@@ -266,6 +267,7 @@ class Trainer(Evaluating, Saving):
         step_loss = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
         for number, (batch, weight) in enumerate(zip(inputs, weights, strict=True)):
             is_last = number == len(inputs) - 1
+            self.accelerator.gradient_state._set_sync_gradients(is_last)  # what DeepSpeed steps by
             with nullcontext() if is_last else self.accelerator.no_sync(model):
                 step_loss += self.training_step(model, batch, tokens, weight)
             if not is_last:
@@ -278,6 +280,8 @@ class Trainer(Evaluating, Saving):
         if self._is_usable(step_loss, norm):
             self._event("on_pre_optimizer_step")
             self.optimizer.step()
+            # Fused optimizers do not count their changes, by which what is kept of weights for inference goes.
+            increment_version([value for value in self.model.parameters() if value.requires_grad])
             self._event("on_optimizer_step")
             self._rate = float(self.optimizer.param_groups[0]["lr"])
             is_skipped = getattr(self.optimizer, "step_was_skipped", False)
@@ -319,7 +323,8 @@ class Trainer(Evaluating, Saving):
             # Where nothing counts the loss may be 0 / 0, which must not reach the others.
             weight = weight.to(loss.device)
             loss = torch.where(weight > 0, loss * weight, torch.zeros_like(loss))
-        self.accelerator.backward(loss)
+        # The weights average the batches of a step already.
+        self.accelerator.backward(loss, **({"scale_wrt_gas": False} if self._has_deepspeed else {}))
         return loss.detach()
 
     def _is_usable(self, loss: Tensor, norm: Tensor | None) -> bool:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from audiomm.layers import cache as cache_module
+from audiomm.layers import storage
 from audiomm.layers.experts import Experts
 from audiomm.models.gemma4 import (
     Gemma4Config,
@@ -108,7 +108,7 @@ def test_probabilities_of_experts_and_shared_pairs_are_handed_out(tiny):
 def test_all_steps_of_a_static_cache_are_one_graph(tiny, monkeypatch):
     from torch._dynamo.testing import CompileCounter
 
-    monkeypatch.setattr(cache_module, "SPARE", 3)
+    monkeypatch.setattr(storage, "SPARE", 3)
     model, ids, counter = tiny.make("per-layer"), tiny.tokens(2, 10), CompileCounter()
     cache, plain = (model.make_cache(2, max_length=60, fixed=True) for _ in range(2))
     for each in (cache, plain):

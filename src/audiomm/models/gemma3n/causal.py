@@ -9,9 +9,17 @@ from torch import Tensor, nn
 from ...base.outputs import CausalLMOutput, ModelOutput
 from ...generation import GenerationConfig, GenerationMixin
 from ...layers.cache import Cache
-from ...layers.language_head import DecoderAnswers, shifted_loss, token_logits
+from ...layers.language_head import (
+    DecoderAnswers,
+    following_labels,
+    label_loss,
+    loss_columns,
+    shifted_loss,
+    token_logits,
+)
 from ...layers.per_layer import find_token_ids
 from .config import Gemma3nTextConfig
+from .step import QuickStep
 from .text import Gemma3nPreTrainedModel, Gemma3nTextModel, check_token_ids
 from .weights import NOT_TEXT, TEXT_NAMES, UNUSED
 
@@ -105,13 +113,24 @@ class Gemma3nWithHead(DecoderAnswers, GenerationMixin, Gemma3nPreTrainedModel):
         output: ModelOutput = self(input_ids, past_key_values=cache, **flags)
         return output
 
-    def score(self, decoded: Any, labels: Tensor | None, keep: int | Tensor, items: Any) -> dict[str, Any]:
+    def make_quick_step(self) -> QuickStep:
+        return QuickStep(self.get_decoder(), self.lm_head)
+
+    def score(
+        self, decoded: Any, labels: Tensor | None, keep: int | Tensor, items: Any, loss_only: bool
+    ) -> dict[str, Any]:
         """Fields of the output: scores, loss, and what the decoder gave besides its states."""
+        if loss_only:
+            keep = loss_columns(labels, keep)
         cap = self.get_decoder().config.final_logit_softcapping
         logits = token_logits(decoded.last_hidden_state, self.lm_head, cap, keep)
         fields = dict(decoded.items())
         fields.pop("last_hidden_state")
-        return {"loss": shifted_loss(logits, labels, items), "logits": logits, **fields}
+        if loss_only and labels is not None:
+            loss: Tensor | None = label_loss(logits, following_labels(labels)[:, keep], items)
+        else:
+            loss = shifted_loss(logits, labels, items)
+        return {"loss": loss, "logits": logits, **fields}
 
 
 def positions_read(logits_to_keep: int | Tensor, labels: Tensor | None) -> int:
@@ -154,6 +173,7 @@ class Gemma3nForCausalLM(Gemma3nWithHead):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        loss_positions_only: bool = False,
     ) -> CausalLMOutput | tuple[Any, ...]:
         """Scores of the next tokens, and the loss against `labels`.
 
@@ -161,6 +181,8 @@ class Gemma3nForCausalLM(Gemma3nWithHead):
             labels: (rows, tokens), -100 where no loss is wanted; each is compared with the scores one before it.
             logits_to_keep: How many of the last positions to score, 0 for all; or their indices.
             num_items_in_batch: What to divide the loss by instead of the number of labels.
+            loss_positions_only: Score only columns that some label follows: the same loss and gradients, and no scores
+                of the other positions to keep for them.
 
         The other arguments are those of `Gemma3nTextModel.forward`.
 
@@ -179,5 +201,5 @@ class Gemma3nForCausalLM(Gemma3nWithHead):
             output_hidden_states=output_hidden_states,
             last_positions=positions_read(logits_to_keep, labels),
         )
-        output = CausalLMOutput(**self.score(decoded, labels, logits_to_keep, num_items_in_batch))
+        output = CausalLMOutput(**self.score(decoded, labels, logits_to_keep, num_items_in_batch, loss_positions_only))
         return output.to_tuple() if return_dict is False else output

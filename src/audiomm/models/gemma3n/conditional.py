@@ -13,6 +13,7 @@ from ...generation import GenerationConfig
 from .causal import Gemma3nWithHead, positions_read
 from .config import Gemma3nConfig
 from .modeling import Gemma3nModel, MediaFeatures, absent_parts
+from .step import QuickStep
 from .text import Gemma3nTextModel
 from .weights import WHOLE_NAMES
 
@@ -45,6 +46,9 @@ class Gemma3nForConditionalGeneration(Gemma3nWithHead):
     def get_decoder(self) -> Gemma3nTextModel:
         decoder: Gemma3nTextModel = self.model.language_model
         return decoder
+
+    def make_quick_step(self) -> QuickStep:
+        return QuickStep(self.get_decoder(), self.lm_head, self.model.media_rows())
 
     @property
     def vision_tower(self) -> nn.Module:
@@ -105,11 +109,12 @@ class Gemma3nForConditionalGeneration(Gemma3nWithHead):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        loss_positions_only: bool = False,
     ) -> Gemma3nCausalLMOutputWithPast | tuple[Any, ...]:
         """Scores of the next tokens, and the loss against `labels`.
 
         Args:
-            labels, logits_to_keep, num_items_in_batch: As in `Gemma3nForCausalLM.forward`.
+            labels, logits_to_keep, num_items_in_batch, loss_positions_only: As in `Gemma3nForCausalLM.forward`.
 
         The other arguments, and what is raised, are those of `Gemma3nModel.forward`.
 
@@ -132,5 +137,6 @@ class Gemma3nForConditionalGeneration(Gemma3nWithHead):
             output_hidden_states=output_hidden_states,
             last_positions=positions_read(logits_to_keep, labels),
         )
-        output = Gemma3nCausalLMOutputWithPast(**self.score(decoded, labels, logits_to_keep, num_items_in_batch))
+        fields = self.score(decoded, labels, logits_to_keep, num_items_in_batch, loss_positions_only)
+        output = Gemma3nCausalLMOutputWithPast(**fields)
         return output.to_tuple() if return_dict is False else output

@@ -224,6 +224,19 @@ class Gemma3nModel(Gemma3nPreTrainedModel):
         media = nn.functional.embedding(index.clamp(min=0), rows).to(text.dtype)
         return torch.where((index >= 0)[..., None], media, text)
 
+    def media_rows(self) -> tuple[Tensor, Tensor] | None:
+        """Each token id's row, (ids,), of a table (rows, width) beside that of text; 0 for text. None without media."""
+        if not self._embedders():
+            return None
+        rows = self._rows()
+        places = torch.zeros(self.language_model.embed_tokens.num_embeddings, dtype=torch.long, device=rows.device)
+        first = 1
+        for embedder in self._embedders():
+            own = places[embedder.vocab_offset : embedder.vocab_offset + embedder.vocab_size]
+            own.copy_(torch.arange(first, first + len(own), device=rows.device))
+            first += embedder.vocab_size
+        return places, torch.cat((torch.zeros_like(rows[:1]), rows))
+
     def merge(
         self,
         input_ids: Tensor | None = None,

@@ -22,6 +22,7 @@ from ...layers.embedding import ScaledEmbedding
 from ...layers.masks import Mask, layer_masks
 from ...layers.norm import RMSNorm
 from ...layers.per_layer import PLACEMENTS, PerLayerInputs, PerLayerTable
+from ...layers.quantized import Int8Linear
 from ...layers.rotary import rotary_frequencies, rotary_tables
 from .blocks import Gemma3nTextAltUp, Gemma3nTextDecoderLayer, Pair, Tables
 from .config import Gemma3nConfig, Gemma3nTextConfig
@@ -30,7 +31,7 @@ from .weights import NOT_TEXT, TEXT_NAMES, UNUSED
 logger = logging.getLogger("audiomm.models.gemma3n")
 
 #: Smallest mean square that a stream is brought to the size of the first one from.
-_SMALLEST_SQUARE = 1e-5
+SMALLEST_SQUARE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ class Gemma3nPreTrainedModel(PreTrainedModel):
 
     base_model_prefix: ClassVar[str] = "model"
     no_split_modules: ClassVar[tuple[str, ...]] = ("Gemma3nTextDecoderLayer",)
+    quantized_linear: ClassVar[Any] = Int8Linear
+    float_linears: ClassVar[tuple[str, ...]] = (r"modality_router$", r"per_layer_model_projection$")
     ignored_weights: ClassVar[tuple[str, ...]] = UNUSED
 
     @torch.no_grad()
@@ -311,13 +314,17 @@ class Gemma3nTextModel(PerLayerInputs, Gemma3nPreTrainedModel):
             position_ids = slots.queries
         if position_ids is None:
             position_ids = torch.arange(slots.past, slots.past + count, device=device)[None]
-        if device not in self._frequencies:
-            self._frequencies[device] = self._rotary(device)
         positions = position_ids.clamp(min=0)
         return {
             window: rotary_tables(positions, frequencies, embeds.dtype)
-            for window, frequencies in self._frequencies[device].items()
+            for window, frequencies in self.frequencies(device).items()
         }
+
+    def frequencies(self, device: torch.device) -> dict[int | None, Tensor]:
+        """Angles a position, (head_dim / 2,) float32, for each kind of layers, by its window."""
+        if device not in self._frequencies:
+            self._frequencies[device] = self._rotary(device)
+        return self._frequencies[device]
 
     def _rotary(self, device: torch.device) -> dict[int | None, Tensor]:
         found = {}
@@ -358,7 +365,7 @@ def _size(hidden: Tensor) -> Tensor:
 def _resized(hidden: Tensor, size: Tensor) -> Tensor:
     """`hidden` (..., width) brought to root mean square `size` (..., 1), of its own dtype."""
     values = hidden.float()
-    square = values.square().mean(dim=-1, keepdim=True).clamp(min=_SMALLEST_SQUARE)
+    square = values.square().mean(dim=-1, keepdim=True).clamp(min=SMALLEST_SQUARE)
     return (values * size * square.rsqrt()).to(hidden.dtype)
 
 

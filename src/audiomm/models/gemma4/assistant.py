@@ -71,6 +71,8 @@ class Gemma4AssistantForCausalLM(GenerationMixin, Gemma4PreTrainedModel):
     config_class: ClassVar[type[PreTrainedConfig]] = Gemma4AssistantConfig
     config: Gemma4AssistantConfig
     tied_weights: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
+    # A drafter is small, and its head is read by pieces.
+    quantized_linear: ClassVar[Any] = None
     #: Tells generation that drafts are made from the target's states.
     drafts_from_states: ClassVar[bool] = True
 

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from ...base.config import PreTrainedConfig
-from ...base.errors import ShapeError
 from ...base.outputs import ModelOutput
 from ...generation import GenerationConfig, GenerationMixin
 from ...layers.cache import Cache
-from ...layers.language_head import IGNORED_LABEL, DecoderAnswers, following_labels, label_loss, token_logits
+from ...layers.language_head import DecoderAnswers, following_labels, label_loss, loss_columns, token_logits
 from ...layers.masks import Mask
 from .config import Gemma4TextConfig
+from .step import QuickStep
 from .text import CACHE_ONLY, Gemma4PreTrainedModel, Gemma4TextModel, Pair
 from .weights import NOT_TEXT, TEXT_NAMES, UNUSED
 
@@ -82,6 +82,9 @@ class Gemma4WithTokenHead(DecoderAnswers, GenerationMixin, Gemma4PreTrainedModel
         """Decode steps: (rows, new) token ids to logits (rows, new, vocabulary)."""
         decoded = self.get_decoder()(input_ids, past_key_values=cache, **flags)
         return self.headed(decoded, last_hidden_state=decoded.last_hidden_state)
+
+    def make_quick_step(self) -> QuickStep:
+        return QuickStep(self.get_decoder(), self.lm_head)
 
     def embed_drafted(self, input_ids: Tensor) -> Tensor:
         """(rows, 1, width) embeddings of drafted tokens (rows, 1), as the decoder reads them."""
@@ -279,16 +282,9 @@ def keys_before(positions: Tensor, window: int | None) -> Mask:
 
 
 def kept_columns(logits_to_keep: int | Tensor, labels: Tensor | None, loss_only: bool) -> slice | Tensor | None:
-    """Which columns are to be scored, as an index; None is all.
-
-    Raises:
-        ShapeError: Positions of the loss are asked for and there are no labels, or columns in two ways.
-    """
+    """Which columns are to be scored, as an index; None is all."""
     if loss_only:
-        if labels is None or not isinstance(logits_to_keep, int) or logits_to_keep:
-            raise ShapeError("loss_positions_only=True scores what labels ask for: pass labels, and no logits_to_keep.")
-        wanted: Tensor = (following_labels(labels) != IGNORED_LABEL).any(dim=0)
-        return wanted.nonzero()[:, 0]
+        return loss_columns(labels, logits_to_keep)
     if isinstance(logits_to_keep, Tensor):
         return logits_to_keep
     return slice(-logits_to_keep, None) if logits_to_keep else None

@@ -29,6 +29,7 @@ from ...layers.gated_mlp import GatedMLP
 from ...layers.masks import Mask, layer_masks
 from ...layers.norm import RMSNorm
 from ...layers.per_layer import PLACEMENTS, PerLayerInputs, PerLayerTable, find_token_ids
+from ...layers.quantized import Int8Linear
 from ...layers.rotary import apply_rotary, rotary_frequencies, rotary_tables
 from .config import FULL, Gemma4TextConfig
 from .weights import NOT_TEXT, TEXT_NAMES, UNUSED
@@ -192,6 +193,13 @@ class Gemma4PreTrainedModel(PreTrainedModel):
     config_class: ClassVar[type[PreTrainedConfig]] = Gemma4TextConfig
     base_model_prefix: ClassVar[str] = "model"
     no_split_modules: ClassVar[tuple[str, ...]] = ("Gemma4TextDecoderLayer",)
+    quantized_linear: ClassVar[Any] = Int8Linear
+    float_linears: ClassVar[tuple[str, ...]] = (
+        r"router\.proj$",
+        r"per_layer_model_projection$",
+        r"input_proj$",
+        r"patch_dense$",
+    )
     ignored_weights: ClassVar[tuple[str, ...]] = UNUSED
 
     @classmethod
@@ -423,10 +431,15 @@ class Gemma4TextModel(PerLayerInputs, Gemma4PreTrainedModel):
 
     def tables(self, positions: Tensor, dtype: torch.dtype) -> dict[str, Pair]:
         """Cosines and sines of positions (rows, new) for each kind of layer."""
-        for kind, frequencies in self._frequencies.items():
-            if frequencies.device != positions.device:
-                self._frequencies[kind] = frequencies.to(positions.device)
-        return {kind: rotary_tables(positions, each, dtype) for kind, each in self._frequencies.items()}
+        frequencies = self.frequencies(positions.device)
+        return {kind: rotary_tables(positions, each, dtype) for kind, each in frequencies.items()}
+
+    def frequencies(self, device: torch.device) -> dict[str, Tensor]:
+        """Angles a position, (head_dim / 2,) float32, for each kind of layer."""
+        for kind, each in self._frequencies.items():
+            if each.device != device:
+                self._frequencies[kind] = each.to(device)
+        return self._frequencies
 
 
 def new_positions(mask: Tensor | None, count: int) -> Tensor | None:

@@ -168,7 +168,7 @@ class Gemma4VisionModel(PreTrainedModel):
     def init_module(self, module: nn.Module) -> None:
         if isinstance(module, ClippedLinear):
             module.open_bounds()
-        elif isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear):
             module.weight.normal_(std=self.config.initializer_range)
         elif isinstance(module, RMSNorm) and module.weight is not None:
             module.weight.fill_(1.0)

@@ -7,10 +7,7 @@ Source: arXiv:2212.04356 and OpenAI's `timing`; the heads are `alignment_heads` 
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
-from contextlib import ExitStack
-from types import TracebackType
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +18,7 @@ from torch.nn import functional
 from ...base.errors import GenerationError
 from ...generation import GenerationConfig
 from .config import FRAMES_PER_POSITION, FRAMES_PER_SECOND, WhisperConfig
+from .layers import CrossWatch
 
 #: Seconds that one position of the encoder's output stands for.
 SECONDS_PER_POSITION = FRAMES_PER_POSITION / FRAMES_PER_SECOND
@@ -73,56 +71,6 @@ def alignment_heads(config: GenerationConfig, model: WhisperConfig) -> Heads:
 # ---------------------------------------------------------------------- the pass over known text
 
 
-class _Scores:
-    """Collects, while the decoder runs, what the queries of some cross-attention heads find in the audio.
-
-    The projections of the attention are watched from outside: the decoder keeps its fused kernels, and no other head's
-    weights are ever made.
-    """
-
-    def __init__(self, decoder: Any, heads: Heads) -> None:
-        self.decoder, self.heads = decoder, heads
-        self.found: dict[int, Tensor] = {}
-        self._keys: dict[int, Tensor] = {}
-        self._hooks = ExitStack()
-        # Another thread may be generating with the same model.
-        self._thread = threading.get_ident()
-
-    def __enter__(self) -> _Scores:
-        for layer in dict.fromkeys(layer for layer, _ in self.heads):
-            attention = self.decoder.layers[layer].encoder_attn
-            chosen = [head for place, head in self.heads if place == layer]
-            keys = attention.k_proj.register_forward_hook(self._hook(self._keep_keys, layer, attention, chosen))
-            queries = attention.q_proj.register_forward_hook(self._hook(self._keep_scores, layer, attention, chosen))
-            self._hooks.callback(keys.remove)
-            self._hooks.callback(queries.remove)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._hooks.close()
-
-    def _hook(self, keep: Any, layer: int, attention: Any, chosen: list[int]) -> Any:
-        def hook(module: nn.Module, arguments: Any, projected: Tensor) -> None:
-            if threading.get_ident() == self._thread:
-                # (rows, length, width) to (rows, chosen heads, length, head_dim)
-                heads = projected.unflatten(-1, (attention.heads, attention.head_dim))[:, :, chosen]
-                keep(layer, attention.scale, heads.transpose(1, 2).float())
-
-        return hook
-
-    def _keep_keys(self, layer: int, scale: float, keys: Tensor) -> None:
-        self._keys[layer] = keys
-
-    def _keep_scores(self, layer: int, scale: float, queries: Tensor) -> None:
-        self.found[layer] = (queries * scale) @ self._keys.pop(layer).transpose(-1, -2)
-
-    def stacked(self) -> Tensor:
-        """(rows, alignment heads, tokens, positions) of float32."""
-        return torch.cat([self.found[layer] for layer in sorted(self.found)], dim=1)
-
-
 def read_again(
     model: AlignedModel, encoded: Tensor, rows: Sequence[Sequence[int]], heads: Heads
 ) -> tuple[Tensor, Tensor]:
@@ -139,18 +87,17 @@ def read_again(
     """
     longest = max(len(row) for row in rows)
     tokens = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=encoded.device)
-    decoder = model.get_decoder()
-    with _Scores(decoder, heads) as scores:
-        # A compiled module does not call the hooks, so its forward is called as it is.
-        output = decoder.forward(
-            tokens,
-            encoder_hidden_states=encoded,
-            use_cache=False,
-            output_attentions=False,
-            output_hidden_states=False,
-            return_dict=True,
-        )
-    return scores.stacked(), output.last_hidden_state
+    watch = CrossWatch(heads)
+    # A compiled decoder would be compiled anew for every length of text, so its forward is called as it is.
+    output = model.get_decoder().forward(
+        tokens,
+        encoder_hidden_states=encoded,
+        past_key_values=watch,
+        output_attentions=False,
+        output_hidden_states=False,
+        return_dict=True,
+    )
+    return watch.scores(), output.last_hidden_state
 
 
 # ---------------------------------------------------------------------- from weights to a path
@@ -182,8 +129,29 @@ def median_filter(values: Tensor, width: int) -> Tensor:
     if width == 1 or values.shape[-1] <= side:
         return values
     padded = functional.pad(values, (side, side), mode="reflect")
-    # One head at a time: unfolding makes `width` copies.
-    return torch.stack([one.unfold(-1, width, 1).sort(dim=-1).values[..., side] for one in padded])
+    length = values.shape[-1]
+    # One head at a time stays in the processor's cache.
+    return torch.stack([_median([one.narrow(-1, start, length) for start in range(width)]) for one in padded])
+
+
+def _median(values: list[Tensor]) -> Tensor:
+    """The median of an odd number of tensors, place by place.
+
+    Of any n // 2 + 2 values neither the smallest nor the largest is the median of n: these two are dropped and the
+    next value comes in their stead, until one is left.
+    """
+    size = len(values) // 2 + 2
+    pool, waiting = values[:size], values[size:]
+    while len(pool) > 1:
+        smallest, others = pool[0], pool[1:]
+        for place, value in enumerate(others):
+            smallest, others[place] = torch.minimum(smallest, value), torch.maximum(smallest, value)
+        largest = others.pop()
+        for place, value in enumerate(others):
+            largest, others[place] = torch.maximum(largest, value), torch.minimum(largest, value)
+        pool = [*others, *waiting[:1]]
+        waiting = waiting[1:]
+    return pool[0]
 
 
 def dynamic_time_warping(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -11,8 +11,10 @@ from torch.nn import functional
 from ...base.errors import ShapeError
 from ...base.outputs import CausalLMOutput, ModelOutput, Seq2SeqLMOutput, SequenceClassifierOutput
 from ...layers.cache import Cache
+from ...layers.projection import Keeper
 from .config import WhisperConfig
 from .modeling import WhisperDecoder, WhisperEncoder, WhisperModel, WhisperPreTrainedModel, as_encoder_output
+from .step import WhisperStep
 
 #: Label that the loss leaves out.
 IGNORED_LABEL = -100
@@ -25,6 +27,23 @@ class WhisperWithTokenHead(WhisperPreTrainedModel):
 
     model: Any
     proj_out: nn.Linear
+
+    def __init__(self, config: WhisperConfig) -> None:
+        super().__init__(config)
+        self._quick_steps: Keeper[WhisperStep] = Keeper()
+
+    def quick_step(self) -> WhisperStep | None:
+        """The quick twin of `step` for inference, or None where the model as it stands has none.
+
+        Called with (rows, 1) token ids and the cache it gives (rows, vocabulary) logits in float32.
+        """
+        if self.config.attn_implementation == "eager":
+            return None
+        return self._quick_steps.get(self, lambda: WhisperStep.build(self))
+
+    def attends_by_products(self) -> bool:
+        quick = self.quick_step()
+        return quick is not None and quick.attends_by_products
 
     def get_input_embeddings(self) -> nn.Embedding:
         table: nn.Embedding = self.model.decoder.embed_tokens
@@ -50,6 +69,9 @@ class WhisperWithTokenHead(WhisperPreTrainedModel):
     def _decode_prompt(
         self, input_ids: Tensor, cache: Cache, mask: Tensor | None, encoded: Tensor | None, keep: int, **flags: bool
     ) -> ModelOutput:
+        quick = self.quick_step()
+        if encoded is not None and quick is not None and cache.cross(0) is None and not torch.is_grad_enabled():
+            quick.hear(encoded, cache)
         decoded = self.model.decoder(
             input_ids, attention_mask=mask, encoder_hidden_states=encoded, past_key_values=cache, **flags
         )

@@ -5,7 +5,7 @@ Module names are the checkpoint's names. Source: arXiv:2212.04356; the pre-norm 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,11 @@ class WhisperAttention(nn.Module):
     def _heads(self, hidden: Tensor) -> Tensor:
         return hidden.unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)
 
+    def queries(self, hidden: Tensor) -> Tensor:
+        """What hidden states (rows, length, width) look for, scaled: (rows, heads, length, head_dim)."""
+        # The scale is applied to the queries before the kernel, which is where low-precision models had it in training.
+        return self._heads(self.q_proj(hidden) * self.scale)
+
     def read(
         self,
         hidden: Tensor,
@@ -60,8 +65,7 @@ class WhisperAttention(nn.Module):
         weights_wanted: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """What `hidden` (rows, length, width) reads from keys and values, and the weights if they are wanted."""
-        # The scale is applied to the queries before the kernel, which is where low-precision models had it in training.
-        queries = self._heads(self.q_proj(hidden) * self.scale)
+        queries = self.queries(hidden)
         dropout = self.dropout if self.training else 0.0
         weights = None
         if weights_wanted or head_mask is not None or self.config.attn_implementation == "eager":
@@ -69,6 +73,29 @@ class WhisperAttention(nn.Module):
         else:
             attended = attend(queries, *pair, mask, scale=1.0, dropout=dropout)
         return self.out_proj(attended.transpose(1, 2).flatten(2)), weights if weights_wanted else None
+
+
+class CrossWatch(PassThrough):
+    """A cache that keeps nothing but what some heads of the decoder find in the audio.
+
+    Args:
+        heads: The (layer, head) pairs.
+    """
+
+    def __init__(self, heads: Sequence[tuple[int, int]]) -> None:
+        self._heads = {layer: [head for place, head in heads if place == layer] for layer, _ in heads}
+        self._found: dict[int, Tensor] = {}
+
+    def note(self, layer: int, attention: WhisperAttention, hidden: Tensor, keys: Tensor) -> None:
+        """Keep the scores of the layer's heads: of `hidden` (rows, tokens, width) against keys of the audio."""
+        chosen = self._heads.get(layer)
+        if chosen is not None:
+            queries, keys = attention.queries(hidden)[:, chosen].float(), keys[:, chosen].float()
+            self._found[layer] = queries @ keys.transpose(-1, -2)
+
+    def scores(self) -> Tensor:
+        """(rows, heads, tokens, positions) of float32, before softmax; heads in the order of layers."""
+        return torch.cat([self._found[layer] for layer in sorted(self._found)], dim=1)
 
 
 class WhisperEncoderLayer(nn.Module):
@@ -138,7 +165,9 @@ class WhisperDecoderLayer(nn.Module):
             The new hidden states, and the weights of self- and cross-attention if they are wanted.
         """
         normed = self.self_attn_layer_norm(hidden)
-        pair = cache.update(index, *self.self_attn.pair(normed))
+        keys, values = cache.update(index, *self.self_attn.pair(normed))
+        # A cache may keep another type than the model computes in.
+        pair = keys.to(normed.dtype), values.to(normed.dtype)
         attended, weights = self.self_attn.read(normed, pair, mask, head_mask, weights_wanted)
         hidden = hidden + functional.dropout(attended, self.dropout, self.training)
         cross_weights = None
@@ -147,6 +176,9 @@ class WhisperDecoderLayer(nn.Module):
             cross = cache.set_cross(index, *self.encoder_attn.pair(encoder_hidden))
         if cross is not None:
             normed = self.encoder_attn_layer_norm(hidden)
+            cross = cross[0].to(normed.dtype), cross[1].to(normed.dtype)
+            if isinstance(cache, CrossWatch):
+                cache.note(index, self.encoder_attn, normed, cross[0])
             attended, cross_weights = self.encoder_attn.read(normed, cross, None, cross_head_mask, weights_wanted)
             hidden = hidden + functional.dropout(attended, self.dropout, self.training)
         return hidden + feed_forward(self, hidden), weights, cross_weights

@@ -18,8 +18,11 @@ from ...base.outputs import BaseModelOutput, DecoderOutput, Seq2SeqModelOutput
 from ...layers.cache import Cache, LayerSpec, PassThrough
 from ...layers.embedding import empty_embedding, sinusoids
 from ...layers.masks import attention_mask as build_mask
+from ...layers.projection import Keeper
+from ...layers.quantized import Int8Linear
 from .augment import spec_augment
 from .config import WhisperConfig
+from .encoder_quick import QuickEncoder
 from .layers import WhisperDecoderLayer, WhisperEncoderLayer
 
 
@@ -30,6 +33,7 @@ class WhisperPreTrainedModel(PreTrainedModel):
     base_model_prefix: ClassVar[str] = "model"
     main_input_name: ClassVar[str] = "input_features"
     no_split_modules: ClassVar[tuple[str, ...]] = ("WhisperEncoderLayer", "WhisperDecoderLayer")
+    quantized_linear: ClassVar[Any] = Int8Linear
     config: WhisperConfig
 
     @torch.no_grad()
@@ -60,7 +64,19 @@ class WhisperPreTrainedModel(PreTrainedModel):
         """An empty cache for `batch` sequences of at most `max_length` tokens."""
         limit = self.config.max_target_positions
         length = min(max_length or limit, limit)
-        return Cache(self.cache_specs(), rows=batch, length=length, fixed=fixed, device=self.device, dtype=self.dtype)
+        return Cache(
+            self.cache_specs(),
+            rows=batch,
+            length=length,
+            fixed=fixed,
+            device=self.device,
+            dtype=self.dtype,
+            for_products=self.attends_by_products(),
+        )
+
+    def attends_by_products(self) -> bool:
+        """Whether steps read keys and values quickest as `Cache(for_products=True)` keeps them."""
+        return False
 
 
 class WhisperEncoder(WhisperPreTrainedModel):
@@ -75,6 +91,7 @@ class WhisperEncoder(WhisperPreTrainedModel):
         self.layers = nn.ModuleList([WhisperEncoderLayer(config) for _ in range(config.encoder_layers)])
         self.layer_norm = nn.LayerNorm(config.d_model)
         self.gradient_checkpointing = False
+        self._quick: Keeper[QuickEncoder] = Keeper()
         self.post_init()
 
     def freeze(self) -> None:
@@ -107,6 +124,11 @@ class WhisperEncoder(WhisperPreTrainedModel):
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         self._check(input_features)
         features = input_features.to(self.conv1.weight.dtype)
+        if not (output_attentions or output_hidden_states or head_mask is not None):
+            quick = self._quick_encoder(features)
+            if quick is not None:
+                output = BaseModelOutput(last_hidden_state=quick(features))
+                return output.to_tuple() if return_dict is False else output
         hidden = functional.gelu(self.conv2(functional.gelu(self.conv1(features)))).transpose(1, 2)
         hidden = functional.dropout(hidden + self.embed_positions.weight, config.dropout, self.training)
         states: list[Tensor] = []
@@ -129,6 +151,17 @@ class WhisperEncoder(WhisperPreTrainedModel):
             attentions=tuple(weights) if output_attentions else None,
         )
         return output.to_tuple() if return_dict is False else output
+
+    def _quick_encoder(self, features: Tensor) -> QuickEncoder | None:
+        """What runs the encoder straight on the CPU; None where layers must be walked through."""
+        if self.training or features.device.type != "cpu" or self.config.attn_implementation == "eager":
+            return None
+        # Not for tensors that only trace, and not where a gradient may be asked for.
+        if type(features) is not Tensor or torch.compiler.is_compiling():
+            return None
+        if torch.is_grad_enabled() and (features.requires_grad or any(p.requires_grad for p in self.parameters())):
+            return None
+        return self._quick.get(self, lambda: QuickEncoder.of(self))
 
     def _check(self, features: Tensor) -> None:
         expected = (self.config.num_mel_bins, self.config.window_frames)
@@ -170,7 +203,7 @@ class WhisperDecoder(WhisperPreTrainedModel):
         encoder_hidden_states: Tensor | None = None,
         head_mask: Tensor | None = None,
         cross_attn_head_mask: Tensor | None = None,
-        past_key_values: Cache | tuple[Any, ...] | None = None,
+        past_key_values: Cache | PassThrough | tuple[Any, ...] | None = None,
         inputs_embeds: Tensor | None = None,
         position_ids: Tensor | None = None,
         use_cache: bool | None = None,
@@ -238,8 +271,8 @@ class WhisperDecoder(WhisperPreTrainedModel):
         )
         return output.to_tuple() if return_dict is False else output
 
-    def _cache(self, past: Cache | tuple[Any, ...] | None, use_cache: bool) -> Cache | PassThrough:
-        if isinstance(past, Cache):
+    def _cache(self, past: Cache | PassThrough | tuple[Any, ...] | None, use_cache: bool) -> Cache | PassThrough:
+        if isinstance(past, Cache | PassThrough):
             return past
         if past is not None:
             return Cache.from_legacy_cache(self.cache_specs(), past)

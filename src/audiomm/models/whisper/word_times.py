@@ -205,9 +205,9 @@ def _spoken(
     # The end token is there for comparison only; it may be one more than the decoder has places.
     rows = [row[: model.config.max_target_positions] for row in rows]
     scores, hidden = read_again(model, encoded, rows, heads)
-    is_text = torch.ones(model.config.vocab_size, dtype=torch.bool, device=hidden.device)
-    is_text[begin:] = False
-    is_text[[token for token in tokenizer.all_special_ids if token < len(is_text)]] = False
+    size = model.config.vocab_size
+    special = {*(token for token in tokenizer.all_special_ids if token < size), *range(begin, size)}
+    no_text = torch.tensor(sorted(special), device=hidden.device)
     found = []
     for index, (window, text) in enumerate(zip(windows, texts, strict=True)):
         # Row by row: the one before a token writes it.
@@ -215,7 +215,7 @@ def _spoken(
         weights = scores[index, :, : len(rows[index]), : positions_of(window.frames)].softmax(dim=-1)
         picture = smoothed(weights, model.config.median_filter_width)[writers]
         words = [place for place, token in enumerate(text) if token < begin]
-        logits = model.proj_out(hidden[index, writers][:-1][words]).float().masked_fill(~is_text, -torch.inf)
+        logits = model.proj_out(hidden[index, writers][:-1][words]).float().index_fill_(1, no_text, -torch.inf)
         chosen = torch.tensor([text[place] for place in words], device=logits.device)[:, None]
         probabilities = logits.softmax(dim=-1).gather(1, chosen)[:, 0]
         # The row after a token's says where that ends.

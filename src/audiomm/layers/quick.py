@@ -1,0 +1,69 @@
+"""What quick decode steps are made of: products of linears that may be joined, or the word that there are none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from .cache import Cache
+from .projection import Projection, projection
+from .quantized import Int8Linear
+
+#: A quick step: ids (rows, 1) and a cache to logits (rows, vocabulary) float32.
+Step = Callable[[Tensor, Cache], Tensor]
+
+#: Types of states that quick steps are made for; float16 needs bounds that they leave out.
+_DTYPES = (torch.float32, torch.bfloat16)
+
+
+class NoQuickStep(Exception):
+    """A model as it stands has no quick step: an adapter, a hook or an offloaded part must be walked through."""
+
+
+def straight() -> AbstractContextManager[object]:
+    """Operations go to their kernels without a look at autograd, which is an eighth of the time of a small step.
+
+    Unlike in inference mode, what comes out are tensors like others.
+    """
+    return nullcontext() if torch.compiler.is_compiling() else torch._C._AutoDispatchBelowAutograd()
+
+
+def product(*linears: nn.Module) -> Projection:
+    """One product for linears that read the same input; their outputs side by side.
+
+    Raises:
+        NoQuickStep: They cannot be used so.
+    """
+    joined = projection(*linears)
+    if joined is None:
+        raise NoQuickStep
+    return joined
+
+
+def require_parts(model: nn.Module, *kinds: type[nn.Module], apart: tuple[type[nn.Module], ...] = ()) -> None:
+    """Look through a model for what a quick step would pass by.
+
+    Args:
+        model: All that the step stands for.
+        kinds: What may be found in it besides linears.
+        apart: Of these, those whose weights may be elsewhere.
+
+    Raises:
+        NoQuickStep: There is a module of another class, or one with hooks or another `forward`; weights are of other
+            types than float32 or bfloat16, of several, on several devices or spread over some; the model is trained.
+    """
+    places = set()
+    for part in model.modules():
+        known = type(part) in kinds or type(part) in (nn.Linear, nn.ModuleList, Int8Linear)
+        if not known or part.training or part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part):
+            raise NoQuickStep
+        for weight in part.parameters(recurse=False):
+            if type(weight.data) is not Tensor:
+                raise NoQuickStep
+            if type(part) not in (*apart, Int8Linear):
+                places.add((weight.device, weight.dtype))
+    if len(places) != 1 or next(iter(places))[1] not in _DTYPES:
+        raise NoQuickStep

@@ -1,0 +1,260 @@
+"""Where a layer's keys and values lie: storage that grows, and storage at fixed addresses.
+
+A track knows which tokens the storage of all layers with one window holds; `cache.Cache` puts them together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+#: Tokens that layers with a window keep beyond it: as many of the newest can be taken back again.
+SPARE = 64
+
+#: Tokens that growing storage makes room for beyond those it holds, or a quarter of them where that is more.
+ROOM = 64
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """What one attention layer keeps.
+
+    Attributes:
+        kv_heads: Key-value heads.
+        head_dim: Width of one head.
+        window: How many tokens back the layer looks, itself included; None is all of them.
+        cross_length: Encoder positions the layer attends to besides; None for decoder-only models.
+    """
+
+    kv_heads: int
+    head_dim: int
+    window: int | None = None
+    cross_length: int | None = None
+
+
+class GrowingTrack:
+    """Which tokens the growing storage of all layers with one window holds: all, or the newest ones."""
+
+    def __init__(self, window: int | None) -> None:
+        self.window = window
+        #: Tokens at the beginning that are held no longer.
+        self.dropped = 0
+        #: Tokens the storage is to hold after the pass under way.
+        self.kept = 0
+
+    def reserve(self, total: int) -> None:
+        """A pass begins after which there are `total` tokens. Some slack saves cutting at every step."""
+        if self.window is not None and total - self.dropped > self.window - 1 + 2 * SPARE:
+            self.dropped = total - (self.window - 1 + SPARE)
+        self.kept = total - self.dropped
+
+    def can_crop(self, length: int) -> bool:
+        """Whether all that layers with this window look at from token `length` on is held."""
+        return self.window is None or self.dropped <= max(0, length - self.window + 1)
+
+    def clear(self) -> None:
+        self.dropped = self.kept = 0
+
+
+class GrowingKV:
+    """Keys and values that grow: no size to choose; now and then they move to a larger room.
+
+    Both lie in one tensor, so that a token's pair is written at once. What the first pass brings stays where it is
+    until there is more; pairs that gradients flow through are concatenated and never written to.
+    """
+
+    def __init__(self, track: GrowingTrack, for_products: bool = False) -> None:
+        self.track = track
+        self.for_products = for_products
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+        #: (2, rows, heads, capacity, head_dim); `keys` and `values` are views of its beginning.
+        self._room: Tensor | None = None
+
+    def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Append (rows, heads, new, head_dim) pairs and return all of them, those too that are dropped hereafter."""
+        if self.keys is None or self.values is None:
+            self.keys, self.values = keys, values
+        elif keys.requires_grad or self.keys.requires_grad:
+            self.keys, self.values = torch.cat((self.keys, keys), dim=2), torch.cat((self.values, values), dim=2)
+            self._room = None
+        else:
+            place = self._place(keys.shape[2])
+            place[0].copy_(keys)
+            place[1].copy_(values)
+        return self._without_surplus()
+
+    def append(self, pairs: Tensor) -> tuple[Tensor, Tensor]:
+        """`update` for pairs (2, rows, heads, new, head_dim) that follow others, in one write."""
+        self._place(pairs.shape[3]).copy_(pairs)
+        return self._without_surplus()
+
+    def _place(self, count: int) -> Tensor:
+        """Where `count` new pairs go, (2, rows, heads, count, head_dim); they count as stored from here on."""
+        assert self.keys is not None and self.values is not None, "the first pass brings its own pairs"
+        used = self.keys.shape[2]
+        total = used + count
+        if self._room is None or self._room.shape[3] < total:
+            rows, heads, _, head_dim = self.keys.shape
+            dtype = torch.float32 if self.for_products else self.keys.dtype
+            room = self.keys.new_empty(2, rows, heads, self._capacity(total), head_dim, dtype=dtype)
+            room[0, :, :, :used], room[1, :, :, :used] = self.keys, self.values
+            self._room = room
+        keys, values = self._room.narrow(3, 0, total).unbind(0)
+        self.keys, self.values = keys, values
+        return self._room.narrow(3, used, count)
+
+    def _capacity(self, total: int) -> int:
+        """How many tokens to make room for when there are `total`."""
+        wanted, window = total + max(ROOM, total // 4), self.track.window
+        return wanted if window is None else max(total, min(wanted, window - 1 + 2 * SPARE))
+
+    def _without_surplus(self) -> tuple[Tensor, Tensor]:
+        keys, values = self.keys, self.values
+        assert keys is not None and values is not None, "called when there are pairs"
+        surplus = keys.shape[2] - self.track.kept
+        if surplus > 0:
+            # Copies, so that what is dropped is freed.
+            self.keys, self.values = keys[:, :, surplus:].contiguous(), values[:, :, surplus:].contiguous()
+            self._room = None
+        return keys, values
+
+    def crop(self, length: int) -> None:
+        if self.keys is not None and self.values is not None:
+            length = max(0, length - self.track.dropped)
+            self.keys, self.values = self.keys[:, :, :length], self.values[:, :, :length]
+
+    def select(self, rows: Tensor) -> None:
+        if self.keys is None or self.values is None:
+            return
+        if self._room is None:
+            self.keys, self.values = self.keys.index_select(0, rows), self.values.index_select(0, rows)
+            return
+        used = self.keys.shape[2]
+        self._room = self._room.index_select(1, rows)
+        self.keys, self.values = self._room.narrow(3, 0, used).unbind(0)
+
+    def clear(self) -> None:
+        self.keys = self.values = self._room = None
+
+
+class FixedTrack:
+    """Which tokens the fixed buffers of all layers with one window hold, by the position of each slot.
+
+    Layers with a window have a ring: token i lies in slot i modulo its size, and masks go by the positions alone, so
+    nothing is ever moved. A pass of more tokens than the ring has to spare reads its own tokens beside the ring.
+    """
+
+    def __init__(self, window: int | None, rows: int, capacity: int, device: torch.device) -> None:
+        self.window = window
+        self.size = capacity if window is None else min(capacity, window - 1 + SPARE)
+        self.is_ring = self.size < capacity
+        self.positions = torch.full((rows, self.size), -1, device=device)
+        self.slots: Tensor | None = None
+        #: What the pass under way reads: the buffers, its own tokens, or both one after the other.
+        self.reads_buffers, self.reads_own = True, False
+        self._numbers = torch.arange(self.size, device=device)
+        self._longest = 0
+
+    def reserve(self, first: Tensor, positions: Tensor, past: int) -> Tensor:
+        """Choose slots for new tokens at `positions` (rows, new); positions of all keys of this pass.
+
+        Args:
+            first: (1,) number of the first of them.
+            positions: -1 for padding.
+            past: Tokens before them, as far as the host knows.
+        """
+        count = positions.shape[1]
+        self.reads_own = self.is_ring and count > SPARE
+        # The host's count is looked at in long passes only: compiled steps must not depend on it.
+        self.reads_buffers = not self.reads_own or past > 0
+        seen = self.positions
+        if self.reads_own:
+            seen = torch.cat((seen, positions), dim=1) if self.reads_buffers else positions
+        written = min(count, self.size)
+        slots = first + (count - written) + self._numbers[:written]
+        self.slots = slots % self.size if self.is_ring else slots
+        self.positions.index_copy_(1, self.slots, positions[:, count - written :])
+        return seen
+
+    def reserve_one(self, newest: Tensor, positions: Tensor) -> Tensor:
+        """`reserve` of a decode step: one token a row, number `newest` (1,), which is not changed until the next."""
+        self.reads_buffers, self.reads_own = True, False
+        self.slots = newest % self.size if self.is_ring else newest
+        return self.positions.index_copy_(1, self.slots, positions)
+
+    def note(self, length: int) -> None:
+        """The cache holds `length` tokens now."""
+        self._longest = max(self._longest, length)
+
+    def can_crop(self, length: int) -> bool:
+        """Whether all that layers with this window look at from token `length` on is held."""
+        if not self.is_ring or self.window is None:
+            return True
+        return self._longest - self.size <= max(0, length - self.window + 1)
+
+    def crop(self, length: int, padding: Tensor) -> None:
+        """Empty the slots of the tokens from `length` on."""
+        if self.is_ring:
+            self.positions.masked_fill_(self.positions + padding >= length, -1)
+        else:
+            self.positions[:, length:] = -1
+
+    def select(self, rows: Tensor) -> None:
+        chosen = self.positions.index_select(0, rows)
+        self.positions = self.positions.copy_(chosen) if len(rows) == len(self.positions) else chosen
+
+    def clear(self) -> None:
+        self.positions.fill_(-1)
+        self._longest = 0
+
+
+class FixedKV:
+    """Keys and values in buffers of a fixed length, written in place at the slots of their track."""
+
+    def __init__(self, rows: int, spec: LayerSpec, track: FixedTrack, device: torch.device, dtype: torch.dtype) -> None:
+        self.track = track
+        self._pairs = torch.zeros(2, rows, spec.kv_heads, track.size, spec.head_dim, device=device, dtype=dtype)
+
+    @property
+    def keys(self) -> Tensor:
+        """(rows, heads, slots, head_dim), a view of the buffer."""
+        return self._pairs[0]
+
+    @property
+    def values(self) -> Tensor:
+        """(rows, heads, slots, head_dim), a view of the buffer."""
+        return self._pairs[1]
+
+    def append(self, pairs: Tensor) -> tuple[Tensor, Tensor]:
+        """`update` for the pairs (2, rows, heads, 1, head_dim) of a decode step, in one write."""
+        assert self.track.slots is not None, "a pass reserves its slots first"
+        self._pairs.index_copy_(3, self.track.slots, pairs.to(self._pairs.dtype))
+        keys, values = self._pairs.unbind(0)
+        return keys, values
+
+    def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write (rows, heads, new, head_dim) pairs and return what the pass reads: as a rule, the whole buffers."""
+        track = self.track
+        assert track.slots is not None, "a pass reserves its slots first"
+        read = self.keys, self.values
+        if track.reads_own and track.reads_buffers:
+            read = torch.cat((self.keys, keys), dim=2), torch.cat((self.values, values), dim=2)
+        elif track.reads_own:
+            read = keys, values
+        first = keys.shape[2] - len(track.slots)
+        self.keys.index_copy_(2, track.slots, keys[:, :, first:].to(self.keys.dtype))
+        self.values.index_copy_(2, track.slots, values[:, :, first:].to(self.keys.dtype))
+        return read
+
+    def crop(self, length: int) -> None:
+        """Nothing to do: slots past `length` are marked empty by their positions."""
+
+    def select(self, rows: Tensor) -> None:
+        chosen = self._pairs.index_select(1, rows)
+        self._pairs = self._pairs.copy_(chosen) if len(rows) == self._pairs.shape[1] else chosen
+
+    def clear(self) -> None:
+        self._pairs.zero_()

@@ -1,0 +1,223 @@
+"""Gemma 3n's decode step without modules: one token a row through plain tensors, in as few operations as torch has.
+
+The quick twin of `Gemma3nWithHead.step`, for inference. The streams lie side by side as (rows, streams, width) and stay
+in float32 from layer to layer; queries, keys, values and the learned residual's first half come from one product.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ...layers.cache import Cache
+from ...layers.embedding import ScaledEmbedding
+from ...layers.gated_mlp import quick_mlp
+from ...layers.heads import HeadReader, Heads, OneToken, StepHeads
+from ...layers.language_head import quick_logits
+from ...layers.norm import RMSNorm, quick_added_norm, quick_norm, weight_of
+from ...layers.per_layer import PerLayerTable, quick_per_layer
+from ...layers.projection import is_plain
+from ...layers.quick import NoQuickStep, product, require_parts, straight
+from .blocks import (
+    CoefficientLinear,
+    Gemma3nTextAltUp,
+    Gemma3nTextAttention,
+    Gemma3nTextDecoderLayer,
+    Gemma3nTextLaurelBlock,
+    Gemma3nTextMLP,
+)
+from .text import SMALLEST_SQUARE, Gemma3nTextModel
+
+#: What a text stack consists of, besides linears.
+PARTS = (Gemma3nTextModel, Gemma3nTextDecoderLayer, Gemma3nTextAttention, Gemma3nTextMLP, Gemma3nTextAltUp,
+         Gemma3nTextLaurelBlock, CoefficientLinear, RMSNorm, ScaledEmbedding, PerLayerTable)  # fmt: skip
+
+#: From so many weights on it pays to pick the rows of a matrix that are needed.
+LARGE = 2**20
+
+
+class QuickStep:
+    """One token a row: ids (rows, 1) and a cache to logits (rows, vocabulary) float32.
+
+    Args:
+        stack: The decoder.
+        head: Its language-model head.
+        media: Rows of token ids that stand for media, as `Gemma3nModel.media_rows` tells them.
+
+    Raises:
+        NoQuickStep: A part of the model must be called as a module.
+    """
+
+    def __init__(self, stack: Gemma3nTextModel, head: nn.Linear, media: tuple[Tensor, Tensor] | None = None) -> None:
+        require_parts(stack, *PARTS, apart=(PerLayerTable,))
+        config = stack.config
+        eps, self.table = config.rms_norm_eps, stack.embed_tokens.weight.detach()
+        self.scale, self.dtype = stack.embed_tokens.scales[self.table.dtype], self.table.dtype
+        self.media = None if media is None else (media[0], media[1].to(self.dtype))
+        self.per_layer = quick_per_layer(stack, len(self.table))
+        blocks: Any = stack.layers
+        windows = [config.window(layer) for layer in range(config.num_hidden_layers)]
+        self.heads = StepHeads(
+            [_heads(layer.self_attn) for layer in blocks],
+            windows,
+            stack.frequencies(self.table.device),
+            {window: window for window in windows},
+            owners=config.first_shared_layer,
+            eps=eps,
+            dtype=self.dtype,
+        )
+        self.layers = [QuickLayer(*pair) for pair in zip(blocks, self.heads.readers, strict=True)]
+        self.spread = product(*stack.altup_projections)
+        self.unspread = [product(projection) for projection in stack.altup_unembed_projections]
+        # The norm of the streams' sum is that of their mean, but for eps.
+        self.norm = quick_norm(weight_of(stack.norm), eps * config.altup_num_inputs**2)
+        self.score = quick_logits(head, config.final_logit_softcapping)
+
+    def __call__(self, input_ids: Tensor, cache: Cache) -> Tensor:
+        with straight():
+            return self._score(input_ids, cache)
+
+    def _score(self, input_ids: Tensor, cache: Cache) -> Tensor:
+        ids = input_ids.reshape(-1)
+        token = self.heads.begin(cache, len(ids), ids.device)
+        hidden = self.table.index_select(0, ids).mul_(self.scale)
+        if self.media is not None:
+            places = self.media[0].index_select(0, ids)
+            hidden = torch.where((places > 0)[:, None], self.media[1].index_select(0, places), hidden)
+        own = self.per_layer(ids, hidden)
+        others = self.spread(hidden).view(len(ids), -1, hidden.shape[1])
+        first = hidden.float()[:, None]
+        states = torch.cat((first, _resized(others, first)), dim=1)
+        for layer, small in zip(self.layers, own, strict=True):
+            states = layer(states, token, small)
+        return self.score(self.norm(self._gathered(states)))
+
+    def _gathered(self, states: Tensor) -> Tensor:
+        """The sum of all streams, the others brought to the size of the first: (rows, width)."""
+        parts = states.to(self.dtype).unbind(1)
+        others = [project(part) for part, project in zip(parts[1:], self.unspread, strict=True)]
+        first = states[:, :1]
+        return _resized(torch.stack(others, dim=1), first).sum(dim=1, keepdim=True).add_(first)[:, 0]
+
+
+def _resized(others: Tensor, first: Tensor) -> Tensor:
+    """Streams (rows, streams, width) brought to the length of the first (rows, 1, width), in float32."""
+    smallest = (SMALLEST_SQUARE * others.shape[2]) ** 0.5
+    lengths = torch.linalg.vector_norm(others, 2, -1, True, dtype=torch.float32).clamp_(min=smallest)
+    return others * (torch.linalg.vector_norm(first, 2, -1, True) / lengths)
+
+
+class QuickLayer:
+    """One layer of `QuickStep`.
+
+    Args:
+        layer: The layer it stands for.
+        read: Its attention, between the projections.
+    """
+
+    def __init__(self, layer: Gemma3nTextDecoderLayer, read: HeadReader) -> None:
+        attention, laurel, altup = layer.self_attn, layer.laurel, layer.altup
+        eps, half = layer.input_layernorm.eps, math.sqrt(0.5)
+        names = ("q_proj", "k_proj", "v_proj")
+        inputs = [getattr(attention, name) for name in names if hasattr(attention, name)]
+        self.project = product(*inputs, laurel.linear_left)
+        self.size = sum(linear.out_features for linear in inputs)
+        self.read, self.output, self.right = read, product(attention.o_proj), product(laurel.linear_right)
+        self.route = _route(altup)
+        self.predicts = altup.prediction_coefs.weight.detach().float()
+        self.corrects = altup.correction_coefs.weight.detach().float()
+        self.ones = torch.ones(altup.streams, device=self.corrects.device)
+        self.active, self.streams = altup.active, altup.streams
+        self.input_norm = quick_norm(weight_of(layer.input_layernorm), eps)
+        # What attention and the learned residual add is halved in power by the weights of their norms.
+        self.add_attended = quick_added_norm(weight_of(layer.post_attention_layernorm) * half, eps, share=half)
+        self.add_learned = quick_added_norm(weight_of(laurel.post_laurel_norm) * half, eps)
+        self.mlp_norm = quick_norm(weight_of(layer.pre_feedforward_layernorm), eps)
+        self.mlp = quick_mlp(layer.mlp) if layer.mlp.deviations is None else _sparse(layer.mlp, layer.mlp.deviations)
+        self.add_made = quick_added_norm(weight_of(layer.post_feedforward_layernorm), eps)
+        self.gate, self.back = product(layer.per_layer_input_gate), product(layer.per_layer_projection)
+        self.output_scale = altup.correct_output_scale.detach().float() if altup.scales_output else None
+        self.own_norm = quick_norm(weight_of(layer.post_per_layer_input_norm), eps)
+
+    def __call__(self, states: Tensor, token: OneToken, own: Tensor) -> Tensor:
+        """(rows, streams, width) -> the same; `own` is the layer's per-layer embedding (rows, small width)."""
+        mixtures = functional.linear(self.route(states[:, self.active]), self.predicts)
+        predicted = torch.baddbmm(states, mixtures.view(-1, self.streams, self.streams), states)
+        active = predicted[:, self.active]
+        gated = self._attend(active, token)
+        made = self.add_made(gated, self.mlp(self.mlp_norm(gated)))
+        shares = functional.linear(self.route(made), self.corrects, self.ones)
+        corrected = torch.addcmul(predicted, (made - active)[:, None], shares[..., None])
+        scaled = corrected[:, self.active]
+        if self.output_scale is not None:
+            scaled = scaled * self.output_scale
+        inner = functional.gelu(self.gate(scaled.to(own.dtype)), approximate="tanh").mul_(own)
+        # The first stream goes without.
+        corrected[:, 1:].add_(self.own_norm(self.back(inner))[:, None])
+        return corrected
+
+    def _attend(self, active: Tensor, token: OneToken) -> Tensor:
+        normed = self.input_norm(active)
+        projected = self.project(normed)
+        attended = self.output(self.read(projected[:, : self.size], token))
+        return self.add_learned(self.add_attended(active + normed, attended), self.right(projected[:, self.size :]))
+
+
+def _heads(attention: Gemma3nTextAttention) -> Heads:
+    key_norm = weight_of(attention.k_norm) if hasattr(attention, "k_norm") else None
+    return Heads(attention.heads, attention.kv_heads, weight_of(attention.q_norm), key_norm)
+
+
+def _route(altup: Gemma3nTextAltUp) -> Callable[[Tensor], Tensor]:
+    """The router: (rows, width) float32 to (rows, streams) between -1 and 1; norm and scale lie in its weights."""
+    weight = altup.modality_router.weight.detach().float()
+    norm = quick_norm(weight_of(altup.router_norm).float() * altup._input_scale, altup.router_norm.eps)
+    linear = functional.linear
+    return lambda hidden: linear(norm(hidden), weight).tanh_()
+
+
+def _sparse(mlp: Gemma3nTextMLP, deviations: float) -> Callable[[Tensor], Tensor]:
+    """`quick_mlp` where only gates beyond so many deviations above their mean go through.
+
+    On a CPU a single token reads those rows of `up` and columns of `down` alone that a gate lets through, one in twenty
+    as trained; the columns are laid side by side in memory for that, which changes no value.
+    """
+    gelu, weight = functional.gelu, mlp.up_proj.weight
+    is_float = type(mlp.up_proj) is nn.Linear and type(mlp.down_proj) is nn.Linear
+    if weight.device.type != "cpu" or not is_float or weight.numel() < LARGE:
+        gate_up, down = product(mlp.gate_proj, mlp.up_proj), product(mlp.down_proj)
+
+        def run(hidden: Tensor) -> Tensor:
+            gate, up = gate_up(hidden).chunk(2, -1)
+            return down(gelu(_strong(gate, deviations), approximate="tanh").mul_(up))
+
+        return run
+    if not (is_plain(mlp.up_proj) and is_plain(mlp.down_proj)):
+        raise NoQuickStep
+    gates, rows = product(mlp.gate_proj), weight.detach()
+    if mlp.down_proj.weight.is_contiguous():
+        mlp.down_proj.weight.data = mlp.down_proj.weight.data.t().contiguous().t()
+    columns = mlp.down_proj.weight.detach().t()
+
+    def run_one(hidden: Tensor) -> Tensor:
+        if len(hidden) > 1 or torch.compiler.is_compiling():
+            return mlp.forward(hidden)
+        strong = _strong(gates(hidden), deviations)
+        chosen = strong[0].nonzero()[:, 0]
+        inner = gelu(strong.index_select(1, chosen), approximate="tanh")
+        inner.mul_(functional.linear(hidden, rows.index_select(0, chosen)))
+        return inner @ columns.index_select(0, chosen)
+
+    return run_one
+
+
+def _strong(gate: Tensor, deviations: float) -> Tensor:
+    """What of each gate is beyond so many deviations above the mean of all, (rows, gates)."""
+    precise = gate.float()
+    deviation, mean = torch.std_mean(precise, dim=-1, correction=0, keepdim=True)
+    return functional.relu(precise - mean.add_(deviation, alpha=deviations)).to(gate.dtype)

@@ -1,0 +1,153 @@
+"""Gemma 4's decode step without modules: one token a row through plain tensors, in as few operations as torch has.
+
+The quick twin of `Gemma4WithTokenHead.step`, for inference. Queries, keys and values come from one product, are normed
+together and turned together; gate and up come from one product; what all layers need of a token's position and of its
+per-layer embeddings is made once a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ...layers.cache import Cache
+from ...layers.embedding import ScaledEmbedding
+from ...layers.experts import Experts, Router, quick_norms, quick_routing
+from ...layers.gated_mlp import GatedMLP, quick_mlp
+from ...layers.heads import HeadReader, Heads, OneToken, StepHeads
+from ...layers.language_head import quick_logits
+from ...layers.norm import RMSNorm, quick_added_norm, quick_norm, weight_of
+from ...layers.per_layer import PerLayerTable, quick_per_layer
+from ...layers.quick import product, require_parts, straight
+from .text import Gemma4TextAttention, Gemma4TextDecoderLayer, Gemma4TextModel
+
+#: What a text stack consists of, besides linears.
+PARTS = (Gemma4TextModel, Gemma4TextDecoderLayer, Gemma4TextAttention, GatedMLP, RMSNorm, ScaledEmbedding,
+         PerLayerTable, Router, Experts)  # fmt: skip
+
+
+class QuickStep:
+    """One token a row: ids (rows, 1) and a cache to logits (rows, vocabulary) float32.
+
+    Args:
+        stack: The decoder.
+        head: Its language-model head.
+
+    Raises:
+        NoQuickStep: A part of the model must be called as a module.
+    """
+
+    def __init__(self, stack: Gemma4TextModel, head: nn.Linear) -> None:
+        require_parts(stack, *PARTS, apart=(PerLayerTable,))
+        config = stack.config
+        layers = range(config.num_hidden_layers)
+        eps, self.table = config.rms_norm_eps, stack.embed_tokens.weight.detach()
+        self.scale = stack.embed_tokens.scales[self.table.dtype]
+        has_table = bool(config.hidden_size_per_layer_input)
+        self.per_layer = quick_per_layer(stack, len(self.table)) if has_table else None
+        kinds = [config.kind_of(layer) for layer in layers]
+        blocks: Any = stack.layers
+        attentions = [layer.self_attn for layer in blocks]
+        self.heads = StepHeads(
+            [_heads(attention) for attention in attentions],
+            kinds,
+            stack.frequencies(self.table.device),
+            {kind: config.window_of(layer) for layer, kind in enumerate(kinds)},
+            owners=config.first_shared_layer,
+            eps=eps,
+            dtype=self.table.dtype,
+            keys_are_values=[layer for layer in layers if hasattr(attentions[layer], "k_proj")
+                             and not hasattr(attentions[layer], "v_proj")],
+        )  # fmt: skip
+        self.layers = [QuickLayer(*pair) for pair in zip(blocks, self.heads.readers, strict=True)]
+        self.norm = quick_norm(weight_of(stack.norm), eps)
+        self.score = quick_logits(head, config.final_logit_softcapping)
+
+    def __call__(self, input_ids: Tensor, cache: Cache) -> Tensor:
+        with straight():
+            return self._score(input_ids, cache)
+
+    def _score(self, input_ids: Tensor, cache: Cache) -> Tensor:
+        ids = input_ids.reshape(-1)
+        token = self.heads.begin(cache, len(ids), ids.device)
+        hidden = self.table.index_select(0, ids).mul_(self.scale)
+        if self.per_layer is None:
+            for layer in self.layers:
+                hidden = layer(hidden, token)
+        else:
+            for layer, own in zip(self.layers, self.per_layer(ids, hidden), strict=True):
+                hidden = layer(hidden, token, own)
+        return self.score(self.norm(hidden))
+
+
+class QuickLayer:
+    """One layer of `QuickStep`.
+
+    Args:
+        layer: The layer it stands for.
+        read: Its attention, between the projections.
+    """
+
+    def __init__(self, layer: Gemma4TextDecoderLayer, read: HeadReader) -> None:
+        attention, eps = layer.self_attn, layer.input_layernorm.eps
+        names = ("q_proj", "k_proj", "v_proj")
+        self.project = product(*(getattr(attention, name) for name in names if hasattr(attention, name)))
+        self.read, self.output = read, product(attention.o_proj)
+        self.input_norm = quick_norm(weight_of(layer.input_layernorm), eps)
+        self.add_attended = quick_added_norm(weight_of(layer.post_attention_layernorm), eps)
+        self.feed_forward = _mixture(layer) if layer.has_experts else _plain(layer)
+        self.gate = self.back = None
+        last = layer.post_feedforward_layernorm
+        if hasattr(layer, "per_layer_input_gate"):
+            self.add_made = quick_added_norm(weight_of(last), eps)
+            self.gate, self.back = product(layer.per_layer_input_gate), product(layer.per_layer_projection)
+            last = layer.post_per_layer_input_norm
+        # (hidden + normed) * scalar: one of the two is scaled by the norm's weight, the other while adding.
+        self.scalar = layer.layer_scalar.detach()
+        self.last_norm = quick_norm(weight_of(last) * self.scalar, eps)
+
+    def __call__(self, hidden: Tensor, token: OneToken, own: Tensor | None = None) -> Tensor:
+        """(rows, width) -> (rows, width); `own` is the layer's per-layer embedding."""
+        attended = self.output(self.read(self.project(self.input_norm(hidden)), token))
+        hidden = self.add_attended(hidden, attended)
+        made = self.feed_forward(hidden)
+        if own is not None and self.gate is not None and self.back is not None:
+            hidden = self.add_made(hidden, made)
+            made = self.back(functional.gelu(self.gate(hidden), approximate="tanh").mul_(own))
+        return torch.addcmul(self.last_norm(made), hidden, self.scalar)
+
+
+def _heads(attention: Gemma4TextAttention) -> Heads:
+    key_norm = attention.k_norm if hasattr(attention, "k_norm") else None
+    return Heads(
+        attention.q_proj.out_features // attention.head_dim,
+        attention.groups,
+        weight_of(attention.q_norm),
+        None if key_norm is None else weight_of(key_norm),
+    )
+
+
+def _plain(layer: Gemma4TextDecoderLayer) -> Callable[[Tensor], Tensor]:
+    norm, mlp = layer.pre_feedforward_layernorm, quick_mlp(layer.mlp)
+    normed = quick_norm(weight_of(norm), norm.eps)
+    return lambda hidden: mlp(normed(hidden))
+
+
+def _mixture(layer: Gemma4TextDecoderLayer) -> Callable[[Tensor], Tensor]:
+    """The feed-forward block with experts beside it: its three norms read the same, and are taken together."""
+    first, second, router = layer.pre_feedforward_layernorm, layer.pre_feedforward_layernorm_2, layer.router
+    weights = (weight_of(first), weight_of(second), router.scale.detach() * router.factor)
+    norms = quick_norms(torch.stack(weights), first.eps)
+    mlp, route, experts = quick_mlp(layer.mlp), quick_routing(router), layer.experts
+    made_norm = quick_norm(weight_of(layer.post_feedforward_layernorm_1), first.eps)
+    add_routed = quick_added_norm(weight_of(layer.post_feedforward_layernorm_2), first.eps)
+
+    def run(hidden: Tensor) -> Tensor:
+        plain, mixed, scored = norms(hidden)
+        return add_routed(made_norm(mlp(plain)), experts.forward(mixed, *route(scored)))
+
+    return run

@@ -1,0 +1,198 @@
+"""The quick decode step of Whisper: one token a row through flat lists of tensors, without calling a module.
+
+`WhisperWithTokenHead.step` is the slow, obvious twin; both give the same logits. What is saved: a call of Python code
+for every module, three products in one where they read the same input, and on a CPU the fused attention kernel, which
+is made for many queries. Idea: gpt-fast's decode function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ...layers.attention import added_mask, attend, read_by_products
+from ...layers.cache import Cache
+from ...layers.masks import attention_mask
+from ...layers.projection import Projection, projection
+from ...layers.quantized import Int8Linear
+from .layers import WhisperDecoderLayer, activation
+
+#: Cross-attention pairs of so many layers are computed at once as take this many bytes a window.
+_CROSS_BYTES = 64 * 2**20
+
+Norm = Callable[[Tensor], Tensor]
+
+
+class _Layer(NamedTuple):
+    """What one decoder layer computes with."""
+
+    own_norm: Norm
+    own_inputs: Projection
+    own_output: Projection
+    cross_norm: Norm
+    cross_query: Projection
+    cross_output: Projection
+    last_norm: Norm
+    widen: Projection
+    narrow: Projection
+
+
+class WhisperStep:
+    """Runs one token a row of a model as it stands.
+
+    Args:
+        model: The model; its decoder has no dropout to apply and no hooks.
+        layers: Of the decoder.
+        cross: For groups of layers, encoder output to the keys and values of each layer of the group.
+        head: Hidden state to logits.
+        by_products: Attend by matrix products and not by the fused kernel.
+    """
+
+    def __init__(
+        self, model: Any, layers: list[_Layer], cross: list[Projection], head: Projection, by_products: bool
+    ) -> None:
+        decoder = model.get_decoder()
+        self._decoder, self._layers, self._cross, self._head = decoder, layers, cross, head
+        self._embeddings = decoder.embed_tokens.weight.detach()
+        self._last_norm = _norm(decoder.layer_norm)
+        self._act = activation(decoder.config.activation_function)
+        attention = decoder.layers[0].self_attn
+        self._heads, self._head_dim, self._scale = attention.heads, attention.head_dim, attention.scale
+        self._width = decoder.config.d_model
+        self.by_products = by_products
+        #: Whether steps read keys and values quickest as `Cache(for_products=True)` keeps them.
+        self.attends_by_products = by_products and _halves_are_quick() and not _is_full_precision(model)
+
+    @classmethod
+    def build(cls, model: Any) -> WhisperStep | None:
+        """The quick step of a model, or None where only calling its modules does what they do now."""
+        decoder = model.get_decoder()
+        if model.training or not _is_plain(decoder, model.proj_out):
+            return None
+        for linear in (*(layer.fc1 for layer in decoder.layers), model.proj_out):
+            _turn(linear)
+        layers = [_layer(layer) for layer in decoder.layers]
+        cross = _cross_projections(decoder)
+        head = projection(model.proj_out)
+        if head is None or cross is None or any(part is None for layer in layers for part in layer):
+            return None
+        return cls(model, layers, cross, head, by_products=decoder.embed_tokens.weight.device.type == "cpu")
+
+    def hear(self, encoded: Tensor, cache: Cache) -> None:
+        """Put the keys and values of the encoder's output (audios, positions, d_model) into an empty cache."""
+        index = 0
+        for project in self._cross:
+            pairs = project(encoded).unflatten(-1, (-1, 2, self._heads, self._head_dim))
+            for pair in pairs.unbind(2):
+                keys, values = pair.permute(2, 0, 3, 1, 4)
+                cache.set_cross(index, keys, values)
+                index += 1
+
+    def __call__(self, input_ids: Tensor, cache: Cache) -> Tensor:
+        """One token a row (rows, 1) to logits (rows, vocabulary) of the next one, float32.
+
+        Raises:
+            ShapeError: The decoder has no place for one more token.
+        """
+        rows, width, heads, head_dim = input_ids.shape[0], self._width, self._heads, self._head_dim
+        decoder, scale, act = self._decoder, self._scale, self._act
+        slots = cache.reserve(1, None, rows, input_ids.device)
+        mask = attention_mask(1, slots.queries, slots.keys, past=slots.past)
+        assert not isinstance(mask, str), "one query needs no causality"
+        places = decoder._embed_positions(slots.past, 1, slots.queries, None)
+        hidden = functional.embedding(input_ids, self._embeddings)
+        if decoder.embed_scale != 1.0:
+            hidden = hidden * decoder.embed_scale
+        hidden = (hidden + places).view(rows, width)
+        read = _read_by_kernel
+        if self.by_products:
+            read = read_by_products
+            kept = torch.float32 if cache.for_products else hidden.dtype
+            mask = None if mask is None else added_mask(mask, heads, kept)
+        for layer, stored, cross in zip(self._layers, cache.layers, cache.cross_pairs, strict=True):
+            mapped = layer.own_inputs(layer.own_norm(hidden)).view(rows, 3, heads, head_dim)
+            keys, values = stored.append(mapped[:, 1:].transpose(0, 1).unsqueeze(3))
+            hidden = hidden + layer.own_output(read(mapped[:, 0], keys, values, mask, scale=scale))
+            if cross is not None:
+                queries = layer.cross_query(layer.cross_norm(hidden)).view(rows, heads, head_dim)
+                hidden = hidden + layer.cross_output(read(queries, *cross, None, scale=scale))
+            hidden = hidden + layer.narrow(act(layer.widen(layer.last_norm(hidden))))
+        return self._head(self._last_norm(hidden)).float()
+
+
+def _read_by_kernel(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, *, scale: float) -> Tensor:
+    return attend(queries.unsqueeze(2), keys, values, mask, scale=scale).flatten(1)
+
+
+def _norm(norm: nn.LayerNorm) -> Norm:
+    shape, weight, bias, epsilon = list(norm.normalized_shape), norm.weight.detach(), norm.bias.detach(), norm.eps
+
+    def normalise(hidden: Tensor) -> Tensor:
+        return torch.layer_norm(hidden, shape, weight, bias, epsilon)
+
+    return normalise
+
+
+def _layer(layer: WhisperDecoderLayer) -> Any:
+    own, cross = layer.self_attn, layer.encoder_attn
+    return _Layer(
+        _norm(layer.self_attn_layer_norm),
+        projection(own.q_proj, own.k_proj, own.v_proj),  # type: ignore[arg-type]
+        projection(own.out_proj),  # type: ignore[arg-type]
+        _norm(layer.encoder_attn_layer_norm),
+        projection(cross.q_proj),  # type: ignore[arg-type]
+        projection(cross.out_proj),  # type: ignore[arg-type]
+        _norm(layer.final_layer_norm),
+        projection(layer.fc1),  # type: ignore[arg-type]
+        projection(layer.fc2),  # type: ignore[arg-type]
+    )
+
+
+def _turn(linear: nn.Module) -> None:
+    """Lay a float32 weight (out, in) of more outputs than inputs out input by input; its values stay.
+
+    One row through it is then a sum of long columns, not many short dot products, which BLAS does in half the time.
+    """
+    weight = linear.weight
+    if not isinstance(weight, Tensor) or type(linear) is not nn.Linear or type(weight.data) is not Tensor:
+        return
+    is_plain = weight.dtype == torch.float32 and weight.device.type == "cpu" and weight.is_contiguous()
+    if is_plain and len(weight) > weight.shape[1]:
+        weight.data = weight.data.t().contiguous().t()
+
+
+def _cross_projections(decoder: Any) -> list[Projection] | None:
+    config, layers = decoder.config, list(decoder.layers)
+    bytes_each = 2 * config.max_source_positions * config.d_model * decoder.embed_tokens.weight.element_size()
+    count = max(1, _CROSS_BYTES // bytes_each)
+    groups = [layers[start : start + count] for start in range(0, len(layers), count)]
+    found = []
+    for group in groups:
+        attentions = [layer.encoder_attn for layer in group]
+        found.append(projection(*(part for one in attentions for part in (one.k_proj, one.v_proj))))
+    known = [project for project in found if project is not None]
+    return known if len(known) == len(found) else None
+
+
+def _is_plain(decoder: nn.Module, head: nn.Module) -> bool:
+    """Whether calling the modules does nothing but what their classes say, on one device."""
+    kinds = (nn.Linear, Int8Linear, nn.LayerNorm, nn.Embedding)
+    for module in (*decoder.modules(), head):
+        if "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks:
+            return False
+        if not any(True for _ in module.children()) and type(module) not in kinds:
+            return False
+    return len({tensor.device for tensor in (*decoder.parameters(), *head.parameters())}) == 1
+
+
+def _is_full_precision(model: Any) -> bool:
+    return isinstance(model.proj_out, nn.Linear) and model.proj_out.weight.dtype == torch.float32
+
+
+def _halves_are_quick() -> bool:
+    """Whether this processor has the instructions that PyTorch's kernels for float16 need."""
+    return torch.backends.cpu.get_cpu_capability() == "AVX512"
