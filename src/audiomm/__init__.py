@@ -60,6 +60,7 @@ _PUBLIC = {
     "feature_extraction": ("BatchFeature", "FeatureExtractionMixin", "ProcessorMixin", "WhisperFeatureExtractor"),
     "generation": (
         "AsyncTextIteratorStreamer",
+        "CompileConfig",
         "GenerationConfig",
         "GenerationMixin",
         "LogitsProcessor",

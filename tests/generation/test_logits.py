@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from audiomm import generation
 from audiomm.base.errors import GenerationError
 from audiomm.generation import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from audiomm.generation.rules import Rules
 
 INFINITY = math.inf
 TEXT_END, NO_STAMPS, FIRST = 15, 20, 21
@@ -122,6 +123,15 @@ def test_nan_and_infinity_are_replaced(ids):
     bad = torch.tensor([[math.nan, INFINITY, -INFINITY, 1.0]])
     limits = torch.finfo(torch.float32)
     assert generation.InfNanRemoveLogitsProcessor()(ids, bad).tolist() == [[0.0, limits.max, limits.min, 1.0]]
+
+
+def test_what_a_forbidden_token_had_for_a_score_does_not_count(ids, scores):
+    scores[0, 2], scores[1, 2] = math.nan, INFINITY
+    rules = Rules([generation.SuppressTokensLogitsProcessor([2])])
+    result = rules(ids, scores)
+    assert banned(result) == [{2}] * 5
+    assert torch.equal(torch.cat((result[:, :2], result[:, 3:]), 1), torch.cat((scores[:, :2], scores[:, 3:]), 1))
+    assert scores[0, 2].isnan()
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])

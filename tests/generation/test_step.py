@@ -139,8 +139,11 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: ",".join(options) or "none")
-@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize(
+    ("rows", "options"),
+    [(1, OPTIONS[0]), *((3, options) for options in OPTIONS)],
+    ids=lambda value: str(value) if isinstance(value, int) else ",".join(value) or "none",
+)
 def test_captured_steps_write_what_plain_ones_write(hear, graphs, options, rows):
     plain = hear(rows, **options, **PLAIN)
     assert graphs.warm_ups == 0
@@ -221,8 +224,10 @@ def test_gemmas_write_the_same_captured(gemmas, graphs, kind):
     prompt[1, :4] = 0
     options = {"attention_mask": prompt != 0, "max_new_tokens": 90, "eos_token_id": None, "pad_token_id": 0}
     plain = gemma.generate(prompt, **options, **PLAIN)
-    for _ in range(2):
-        assert torch.equal(gemma.generate(prompt, **options), plain)
+    assert torch.equal(gemma.generate(prompt, **options), plain)
+    # Shorter, and in the same place as before.
+    options["max_new_tokens"] = 60
+    assert torch.equal(gemma.generate(prompt, **options), plain[:, : 9 + 60])
     assert graphs.captures == 1
 
 
@@ -313,9 +318,9 @@ def test_changed_weights_are_seen(hear, graphs, model):
 
 
 def test_threads_on_one_model_do_not_meet(hear, graphs):
-    plain = [hear(rows, **PLAIN) for rows in (1, 2, 3)] * 4
+    plain = [hear(rows, **PLAIN) for rows in (1, 2, 3)] * 3
     with ThreadPoolExecutor(6) as pool:
-        got = list(pool.map(hear, [1, 2, 3] * 4))
+        got = list(pool.map(hear, [1, 2, 3] * 3))
     assert all(torch.equal(one, other) for one, other in zip(plain, got, strict=True))
 
 
@@ -323,8 +328,9 @@ def test_threads_on_one_model_do_not_meet(hear, graphs):
 def test_copies_and_pickles_of_a_model_start_without_workplaces(hear, model, monkeypatch, has_quick_step):
     if not has_quick_step:
         monkeypatch.setattr(type(model), "quick_step", lambda self: None)
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
     names = set(model.state_dict())
-    hear(compile_config={"backend": "eager"})
+    hear(compile_config={}, max_new_tokens=12)
     keeper = model.quick_step() or model
     assert len(vars(keeper)["_workplaces"]._free) == 1
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
@@ -396,7 +402,7 @@ def test_a_compiled_step_draws_the_same_tokens_from_a_seed(hear):
     def draw(**options):
         return hear(do_sample=True, top_k=20, generator=torch.Generator().manual_seed(5), **options)
 
-    assert torch.equal(draw(), draw(compile_config={"backend": "aot_eager"}))
+    assert torch.equal(draw(), draw(compile_config={"backend": "eager"}))
 
 
 def test_mode_and_options_of_a_compile_config_exclude_each_other(hear):

@@ -11,13 +11,17 @@ import torch
 
 from audiomm import GenerationError, WhisperForConditionalGeneration, WhisperProcessor, pipeline
 from audiomm.base.hub import BUNDLED_MODELS
+from audiomm.layers.cache import Cache
+from audiomm.layers.quantized import Int8Linear
 from audiomm.media.audio import load_audio
+from audiomm.models.whisper import alignment
 from audiomm.models.whisper.alignment import (
     alignment_heads,
     dynamic_time_warping,
     first_positions,
     median_filter,
     onsets,
+    probabilities,
     read_again,
 )
 from audiomm.models.whisper.word_times import Window, find_words
@@ -163,6 +167,51 @@ def test_the_scores_are_those_of_the_heads_asked_for(whisper, dtype, tolerance):
     wanted = torch.stack([full.cross_attentions[layer][:, head] for layer, head in by_layer], 1)
     assert torch.allclose(scores.softmax(-1), wanted.float(), atol=tolerance)
     assert torch.allclose(whisper.proj_out(hidden), full.logits, atol=tolerance * 10)
+
+
+@pytest.mark.parametrize("for_products", [False, True])
+def test_what_the_cache_holds_of_the_audio_gives_the_same_scores(whisper, for_products):
+    rows, heads = [[3, 4, 7, 20, 30], [3, 5, 7]], alignment_heads(whisper.generation_config, whisper.config)
+    cache = Cache(whisper.cache_specs(), for_products=for_products)
+    with torch.no_grad():
+        encoded = whisper.get_encoder()(noise(2, 40)).last_hidden_state
+        whisper.prefill(torch.tensor([[3], [3]]), cache, encoder_outputs=encoded)
+        expected = read_again(whisper, encoded, rows, heads)
+        found = read_again(whisper, encoded, rows, heads, cache.cross_pairs)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.allclose(one, other, atol=4e-3 if for_products else 1e-6), "values are kept in float16"
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"return_dict_in_generate": True}])
+def test_keys_and_values_of_the_audio_are_made_once_a_window(whisper, options):
+    calls = []
+    handle = whisper.model.decoder.layers[0].encoder_attn.k_proj.register_forward_hook(lambda *_: calls.append(1))
+    features = noise(2, 40)
+    found = whisper.generate(features, language="en", return_token_timestamps=True, **options)
+    handle.remove()
+    assert len(calls) == 1
+    expected = whisper.generate(features, language="en", return_token_timestamps=True, **options)
+    assert torch.equal(found["token_timestamps"], expected["token_timestamps"])
+
+
+@pytest.mark.parametrize("kind", ["linear", "int8", "another module"])
+def test_probabilities_are_those_of_the_whole_vocabulary(kind, monkeypatch):
+    monkeypatch.setattr(alignment, "_TOKENS_AT_ONCE", 16)
+    hidden, tokens = torch.randn(9, 8), torch.tensor([0, 15, 16, 17, 31, 32, 40, 47, 48])
+    head = torch.nn.Linear(8, 50)
+    if kind == "int8":
+        linear, head = head, Int8Linear.empty_like(head)
+        head.take_weight(linear.weight, "cpu", torch.float32)
+        head.bias.data.copy_(linear.bias)
+    if kind == "another module":
+        head = torch.nn.Sequential(head, torch.nn.Identity())
+    added = torch.zeros(50)
+    added[[1, 20, 49]] = -torch.inf
+    with torch.no_grad():
+        for extra in (None, added):
+            logits = head(hidden) if extra is None else head(hidden) + extra
+            expected = logits.softmax(dim=-1)[torch.arange(9), tokens]
+            assert torch.allclose(probabilities(head, hidden, tokens, extra), expected, rtol=1e-5)
 
 
 def test_without_a_list_all_heads_of_the_later_layers_are_used(whisper):

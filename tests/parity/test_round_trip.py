@@ -170,8 +170,9 @@ def test_padded_prompts_agree(padding: str, pair: Any, inputs_for: Any) -> None:
         expected = theirs(**inputs, decoder_attention_mask=mask, decoder_position_ids=positions).logits
         found = ours(**inputs, decoder_attention_mask=mask, decoder_position_ids=positions).logits
         derived = ours(**inputs, decoder_attention_mask=mask).logits
-    assert float((expected - found)[mask.bool()].abs().max()) <= CLOSE
-    assert float((derived - found)[mask.bool()].abs().max()) <= CLOSE
+    scale = max(1.0, float(expected.abs().max()))
+    assert float((expected - found)[mask.bool()].abs().max()) <= CLOSE * scale
+    assert float((derived - found)[mask.bool()].abs().max()) <= CLOSE * scale
 
 
 def test_the_cache_continues_what_the_whole_sequence_gives(pair: Any, inputs_for: Any) -> None:

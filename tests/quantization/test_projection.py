@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,22 +34,72 @@ def test_one_product_gives_the_outputs_of_all_members_side_by_side(dtype: torch.
     torch.testing.assert_close(made(hidden), wanted, atol=2e-2 if dtype == torch.bfloat16 else 1e-6, rtol=1e-2)
 
 
-def test_members_become_slices_of_one_tensor_and_training_them_is_seen() -> None:
-    linears = three_linears()
+@pytest.mark.parametrize("outputs", [[16, 40, 8], [4, 10, 2]], ids=["widening", "narrowing"])
+def test_members_become_slices_of_one_tensor_and_training_them_is_seen(outputs: list[int]) -> None:
+    linears = [nn.Linear(24, size, bias=size < 40) for size in outputs]
+    begin, end = outputs[0], outputs[0] + outputs[1]
     before = {i: linear.weight.detach().clone() for i, linear in enumerate(linears)}
     made = projection(*linears)
     assert made is not None
     assert len({linear.weight.untyped_storage().data_ptr() for linear in linears}) == 1
     assert all(torch.equal(linear.weight, before[i]) for i, linear in enumerate(linears))
     places = [linear.weight.data_ptr() for linear in linears]
-    again = projection(*linears)
+    projection(*linears)
     assert [linear.weight.data_ptr() for linear in linears] == places, "nothing moves a second time"
     hidden = torch.randn(2, 24)
     linears[1](hidden).sum().backward()
     torch.optim.SGD(linears[1].parameters(), lr=0.5).step()
-    for joined in (made, again):
-        assert joined is not None
-        torch.testing.assert_close(joined(hidden)[:, 16:56], linears[1](hidden))
+    joined = projection(*linears)
+    assert joined is not None
+    torch.testing.assert_close(joined(hidden)[:, begin:end], linears[1](hidden))
+
+
+def test_the_layout_of_trained_weights_stays_as_optimizers_made_their_moments() -> None:
+    """A fused optimizer runs over plain memory: a weight laid out otherwise than its moments would be spoilt."""
+    torch.manual_seed(0)
+    linears, alone = three_linears(), three_linears()
+    for one, other in zip(linears, alone, strict=True):
+        other.load_state_dict(one.state_dict())
+    groups = [[weight for linear in group for weight in linear.parameters()] for group in (linears, alone)]
+    optimizers = [torch.optim.AdamW(group, lr=0.1, fused=True) for group in groups]
+    for step in range(4):
+        hidden = torch.randn(3, 24)
+        for group, optimizer in zip((linears, alone), optimizers, strict=True):
+            optimizer.zero_grad()
+            sum(linear(hidden).square().sum() for linear in group).backward()
+            optimizer.step()
+        if step == 1:
+            projection(*linears)
+    for one, other in zip(*groups, strict=True):
+        assert one.is_contiguous()
+        torch.testing.assert_close(one, other)
+
+
+def test_slices_of_a_turned_tensor_are_copied_saved_and_loaded(tmp_path: Path) -> None:
+    model = nn.Sequential(*three_linears())
+    projection(*model)
+    torch.save(model, tmp_path / "model.pt")
+    for other in (copy.deepcopy(model), torch.load(tmp_path / "model.pt", weights_only=False)):
+        wanted = projection(*model)(torch.ones(1, 24))
+        with torch.no_grad():
+            model[0].weight.add_(1.0)
+        made = projection(*other)
+        assert torch.equal(made(torch.ones(1, 24)), wanted)
+        assert not torch.equal(projection(*model)(torch.ones(1, 24)), wanted)
+        with torch.no_grad():
+            model[0].weight.copy_(other[0].weight)
+
+
+@pytest.mark.parametrize(("width", "out", "copied"), [(768, 800, True), (800, 768, True), (800, 832, False)])
+def test_only_weights_of_narrow_models_are_packed_into_a_second_copy(
+    width: int, out: int, copied: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed: list[torch.Size] = []
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", lambda weight, _: packed.append(weight.shape))
+    projection(nn.Linear(width, out, dtype=torch.bfloat16))
+    assert packed == ([torch.Size((out, width))] if copied else [])
 
 
 def test_weights_joined_under_inference_mode_can_still_be_trained() -> None:

@@ -190,6 +190,9 @@ class PreTrainedModel(nn.Module):
         self.tie_weights()
         return table
 
+    #: How often training began: copies made of weights are made anew then, as not every optimizer says what it changed.
+    trainings: int = 0
+
     def train(self, mode: bool = True) -> Self:
         """Switch dropout and its kin on or off.
 
@@ -198,6 +201,10 @@ class PreTrainedModel(nn.Module):
         """
         if mode:
             refuse_quantised(self, "trained")
+            self.trainings += 1
+            for parameter in self.parameters():  # optimizers that run over plain memory want it in its usual order
+                if not parameter.is_contiguous():
+                    parameter.data = parameter.data.contiguous()
         return super().train(mode)
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:

@@ -84,24 +84,30 @@ class VocabularyMask:
 
 
 class BannedTokens:
-    """Forbids some tokens by adding minus infinity: several times quicker on a CPU than to fill by a mask.
+    """Forbids some tokens: their scores become minus infinity, whatever they were.
+
+    On a CPU only these scores are written, several times quicker than by a mask; elsewhere a mask is one kernel.
 
     Args:
         ids: (n,) int64; those beyond the vocabulary are ignored.
     """
 
-    in_place = False
-
     def __init__(self, ids: Tensor) -> None:
         self.ids = ids
-        self._bias: Tensor | None = None
+        self._places = ids
+        self._mask: Tensor | None = None
+
+    def begin(self, input_ids: Tensor, vocabulary: int) -> None:
+        """Get ready for scores (rows, vocabulary) on the device of `input_ids`."""
+        if input_ids.device.type == "cpu":
+            self._places = self.ids[self.ids < vocabulary].to(input_ids.device)
+        else:
+            self._mask = VocabularyMask(self.ids).like(input_ids.new_empty(vocabulary))
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        bias = self._bias
-        if bias is None or bias.shape[0] != scores.shape[-1] or bias.device != scores.device:
-            bias = torch.zeros(scores.shape[-1], device=scores.device, dtype=scores.dtype)
-            self._bias = bias = bias.masked_fill(VocabularyMask(self.ids).like(scores), MINUS_INFINITY)
-        return scores + bias
+        if self._mask is not None:
+            return torch.where(self._mask, MINUS_INFINITY, scores)
+        return scores.index_fill(-1, self._places, MINUS_INFINITY)
 
 
 def _mark(tokens: Tensor, wanted: Tensor, size: int) -> Tensor:

@@ -73,10 +73,10 @@ class Rules:
             self.until = min(self.until, until)
             if rule is None:
                 continue
-            if isinstance(rule, TimestampState):
+            if isinstance(rule, (BannedTokens, TimestampState)):
                 rule.begin(input_ids, vocabulary)
-                if not is_copy:
-                    self.steps.append(_copy)
+            if isinstance(rule, TimestampState) and not is_copy:
+                self.steps.append(_copy)
             self.steps.append(rule)
             # What others give back may be what they were given.
             is_copy = type(rule) in _TENSOR_ONLY

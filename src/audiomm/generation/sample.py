@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..base.outputs import GenerateOutput
 from .choice import choose
 from .decode import DecodeRequest, DecodeState, Record, StopFlag, advance, note_trouble, raise_trouble, start
+from .leaving import Leaving
 from .step import Units, workplace
 
 
@@ -24,14 +25,15 @@ def sample(request: DecodeRequest) -> GenerateOutput:
         state, logits = start(request, copies, record, place)
         flag = StopFlag(logits.device, at_once=request.streamer is not None)
         choose(request, state, logits, record)
-        units = Units(request, state, place)
+        units, leaving = Units(request, state, place), Leaving(request, state)
         while not _is_over(request, state, flag):
             unit = units.next()
             if unit is None:
+                state = leaving.without_done(state)
                 choose(request, state, advance(request, state, record), record)
             else:
                 unit.run(state)
-        output = finish(state, record)
+        output = finish(leaving.whole(state), record)
         if place is not None and place.is_shared:
             output.past_key_values = None
         return output

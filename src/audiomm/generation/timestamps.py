@@ -112,8 +112,6 @@ class TimestampState:
         rules: Whose rules; two or more tokens have been generated under them.
     """
 
-    in_place = True
-
     def __init__(self, rules: WhisperTimeStampLogitsProcessor) -> None:
         self.timestamp_begin, self.eos_token_id = rules.timestamp_begin, rules.eos_token_id
         self.detect = rules._detect_timestamp_from_logprob

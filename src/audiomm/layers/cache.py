@@ -240,6 +240,31 @@ class Cache:
         self._cross_ready = layer == len(self.specs) - 1
         return (keys, values) if self.for_products else pair
 
+    def cross_room(self, layer: int, like: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+        """Where the layer's pair for the encoder's positions is to be written, all layers in one pass and in order.
+
+        Args:
+            layer: Its number.
+            like: (positions, heads, head_dim), of the type and on the device of what will be written.
+            rows: Audios.
+
+        Returns:
+            Keys and values (rows, heads, positions, head_dim), not filled; `cross` gives what is copied to them.
+        """
+        positions, heads, width = like.shape
+        shape = (rows, heads, positions, width)
+        old = self._cross[layer]
+        if not self.fixed or old is None or old[0].shape != shape:
+            if self.for_products:
+                # Values side by side along the positions, as `set_cross` has them.
+                values = like.new_empty(rows, heads, width, positions, dtype=torch.half).transpose(-1, -2)
+                old = like.new_empty(shape, dtype=torch.float32), values
+            else:
+                old = like.new_empty(shape), like.new_empty(shape)
+        self._cross[layer] = old
+        self._cross_ready = layer == len(self.specs) - 1
+        return old
+
     def reorder(self, rows: Tensor) -> None:
         """Row i becomes what row `rows[i]` was; cross-attention pairs stay (beams of one audio share them)."""
         for layer in self.layers:
@@ -251,6 +276,21 @@ class Cache:
             self._padding = self._padding.copy_(padding) if len(rows) == len(self._padding) else padding
         elif self._positions is not None:
             self._positions = self._positions.index_select(0, rows)
+
+    def keep(self, rows: list[int]) -> None:
+        """Row i becomes what row `rows[i]` was, cross-attention pairs too, and there are no others; for growing caches.
+
+        Cross-attention pairs of rows that stay in their place are not touched.
+        """
+        for pair in self._cross:
+            for kept in pair or ():
+                for place, row in enumerate(rows):
+                    if place != row:
+                        kept[place].copy_(kept[row])
+        self._cross = [pair and (pair[0][: len(rows)], pair[1][: len(rows)]) for pair in self._cross]
+        places = self.layers[0].keys
+        if places is not None:
+            self.reorder(torch.tensor(rows, device=places.device))
 
     def repeat(self, count: int) -> None:
         """Each row becomes `count` adjacent rows, for beams or several samples of one prompt."""

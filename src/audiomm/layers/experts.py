@@ -89,8 +89,9 @@ class Experts(nn.Module):
     def _gathered(self, hidden: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
         tokens, active = chosen.shape
         flat = chosen.flatten()
-        spread = hidden[:, None, :, None].expand(-1, active, -1, -1).flatten(0, 1)
-        inner = _gated(torch.bmm(self.gate_up_proj.index_select(0, flat), spread).view(len(flat), -1))
+        # All experts of a token side by side are one matrix.
+        first = self.gate_up_proj.index_select(0, flat).view(tokens, -1, hidden.shape[1])
+        inner = _gated(torch.bmm(first, hidden[..., None]).view(len(flat), -1))
         made = torch.bmm(self.down_proj.index_select(0, flat), inner[..., None])
         return torch.bmm(weights[:, None].to(made.dtype), made.view(tokens, active, -1)).view(hidden.shape)
 

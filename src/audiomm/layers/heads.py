@@ -112,16 +112,29 @@ class HeadFactors:
         return found
 
 
-def head_turner(width: int, eps: float, device: torch.device) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def head_turner(heads: Heads, eps: float, keys_are_values: bool) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """A function of heads (rows, sets, groups, 2, width / 2) and two factors of `HeadFactors`: normed and turned heads.
 
     Args:
-        width: Of a head.
+        heads: What these are.
         eps: Of the norm.
-        device: Where the heads are.
+        keys_are_values: The last set is missing, and the same as the one before it.
     """
+    device, width = heads.query_norm.device, len(heads.query_norm)
     if has_norm_kernel(device):
         shape, rms_norm, addcmul = (2, width // 2), functional.rms_norm, torch.addcmul
+        if keys_are_values:
+            # The halves of all sets, then the same changed over, each with the last set twice.
+            halves = torch.arange((heads.sets - 1) * heads.groups * 2, device=device).view(-1, heads.groups, 2)
+            halves = torch.cat((halves, halves[-1:]))
+            places, looks = torch.stack((halves, halves.flip(-1))).flatten(), (-1, 2, *halves.shape, width // 2)
+
+            def fused_with_values(heads: Tensor, kept: Tensor, crossed: Tensor) -> Tensor:
+                normed = rms_norm(heads, shape, None, eps).flatten(1, 3)
+                plain, turned = normed.index_select(1, places).view(looks).unbind(1)
+                return addcmul(plain * kept, turned, crossed)
+
+            return fused_with_values
 
         def fused(heads: Tensor, kept: Tensor, crossed: Tensor) -> Tensor:
             normed = rms_norm(heads, shape, None, eps)
@@ -131,6 +144,8 @@ def head_turner(width: int, eps: float, device: torch.device) -> Callable[[Tenso
     size_of = quick_size(width, eps, (-2, -1))
 
     def spelled_out(heads: Tensor, kept: Tensor, crossed: Tensor) -> Tensor:
+        if keys_are_values:
+            heads = torch.cat((heads, heads[:, -1:]), dim=1)
         turned = (heads * kept).addcmul_(heads.flip(-2), crossed).div_(size_of(heads))
         return turned if turned.dtype == heads.dtype else turned.to(heads.dtype)
 
@@ -177,8 +192,8 @@ class HeadReader:
     ) -> None:
         width, groups = len(heads.query_norm), heads.groups
         self.kind, self.kept, self.crossed = place[0], place[1], place[1] + place[2]
-        self.owner, self.window, self.keys_are_values = owner, window, keys_are_values
-        self.turn = head_turner(width, eps, heads.query_norm.device)
+        self.owner, self.window = owner, window
+        self.turn = head_turner(heads, eps, keys_are_values)
         self.shape = (-1, heads.sets - keys_are_values, groups, 2, width // 2)
         self.queries, self.groups, self.width = heads.queries, groups, width
         self.stride = heads.sets * groups * width
@@ -187,8 +202,6 @@ class HeadReader:
     def __call__(self, projected: Tensor, token: OneToken) -> Tensor:
         """(rows, heads of the projection x head_dim) to what is read, (rows, query heads x head_dim)."""
         heads = projected.view(self.shape)
-        if self.keys_are_values:
-            heads = torch.cat((heads, heads[:, -1:]), dim=1)
         factors = token.factors[self.kind]
         heads = self.turn(heads, factors[self.kept], factors[self.crossed])
         rows, width, mask = len(heads), self.width, token.masks[self.window]

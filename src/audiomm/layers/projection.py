@@ -26,13 +26,19 @@ Built = TypeVar("Built")
 
 #: Weights of up to so many bytes are worth a second copy in the order oneDNN likes best.
 _PACKED_BYTES = 64 * 2**20
+#: And of up to so many, one that lies input by input.
+_TURNED_BYTES = 192 * 2**20
+#: And of up to so many numbers on their shorter side: models that are wider are of a gigabyte and more, all of which
+#: would be there twice.
+_PACKED_WIDTH = 768
 
 
-def projection(*linears: nn.Module) -> Projection | None:
+def projection(*linears: nn.Module, many_rows: bool = False) -> Projection | None:
     """One matrix product for linear maps that read the same input.
 
     Args:
         *linears: All nn.Linear or all Int8Linear, of one width, type and device. Missing biases count as zeros.
+        many_rows: Whether it is for whole recordings and not for a token at a time: which layout is quicker.
 
     Returns:
         Maps (..., width) to the outputs of all members, side by side in the last dimension; None where a member is
@@ -49,6 +55,8 @@ def projection(*linears: nn.Module) -> Projection | None:
         if isinstance(linears[0], Int8Linear):
             return Int8Product(weight, _joined([part.scale for part in parts]), bias)
         packed = _packed(weight)
+        if not many_rows:
+            weight = _turned(weight)
     if packed is not None:
         return partial(_packed_linear, packed=packed, bias=bias)
     return partial(functional.linear, weight=weight, bias=bias)
@@ -64,21 +72,35 @@ def is_plain(linear: nn.Module) -> bool:
     return all(type(tensor.data) is Tensor and not tensor.is_meta for tensor in tensors)
 
 
+def _turned(weight: Tensor) -> Tensor:
+    """A copy that lies input by input, where that is quicker: float32 on the CPU, of more outputs than inputs.
+
+    One row through it is a sum of long columns, not many short dot products, which BLAS does in less time. It is a copy
+    because an optimizer that runs over plain memory would mix up a weight and its moments if they lay differently.
+    """
+    if not weight.is_cpu or weight.dtype != torch.float32 or len(weight) <= weight.shape[1]:
+        return weight
+    if weight.nbytes > _TURNED_BYTES or weight.shape[1] > _PACKED_WIDTH:
+        return weight
+    return weight.t().contiguous().t()
+
+
 def _joined(tensors: list[Tensor]) -> Tensor:
     """The tensors one after the other in one; they become slices of it, unless they are already."""
-    if len(tensors) == 1:
-        return tensors[0].detach()
     first = tensors[0].detach()
-    length = sum(len(tensor) for tensor in tensors)
+    if len(tensors) == 1:
+        return first
+    lengths = [len(tensor) for tensor in tensors]
     place, storage = first.data_ptr(), first.untyped_storage().data_ptr()
     for tensor in tensors:
-        if tensor.data_ptr() != place or tensor.untyped_storage().data_ptr() != storage or not tensor.is_contiguous():
+        if (tensor.data_ptr(), tensor.untyped_storage().data_ptr()) != (place, storage) or not tensor.is_contiguous():
             break
-        place += tensor.numel() * tensor.element_size()
+        place += tensor.nbytes
     else:
-        return first.as_strided((length, *first.shape[1:]), first.stride())
-    whole = torch.cat([tensor.detach() for tensor in tensors])
-    for tensor, part in zip(tensors, whole.split([len(tensor) for tensor in tensors]), strict=True):
+        return first.as_strided((sum(lengths), *first.shape[1:]), first.stride())
+    whole = first.new_empty(sum(lengths), *first.shape[1:])
+    for tensor, part in zip(tensors, whole.split(lengths), strict=True):
+        part.copy_(tensor.detach())
         tensor.data = part
     return whole
 
@@ -97,6 +119,8 @@ def _joined_bias(linears: Iterable[Any]) -> Tensor | None:
 def _packed(weight: Tensor) -> Tensor | None:
     """The weight in oneDNN's own order where that is quicker by far: bfloat16 on the CPU."""
     if weight.device.type != "cpu" or weight.dtype != torch.bfloat16 or weight.nbytes > _PACKED_BYTES:
+        return None
+    if min(weight.shape) > _PACKED_WIDTH:
         return None
     if not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
         return None
@@ -206,6 +230,7 @@ class Marks:
         self._placed = [tensor for tensor in found if type(tensor.data) is Tensor]
         self._versioned = [tensor for tensor in found if not tensor.is_inference()]
         self._typed = found
+        self._trainings = getattr(model, "trainings", 0)
         self._values, self._has_hooks = self._look(), list(map(bool, self._hooks))
 
     def _look(self) -> tuple[list[Any], ...]:
@@ -215,6 +240,8 @@ class Marks:
     def fit(self, model: nn.Module) -> bool:
         """Whether nothing has changed since."""
         everything = [vars(model), *map(vars, self._modules)]
+        if getattr(model, "trainings", 0) != self._trainings:
+            return False
         if ["forward" in one for one in everything] != self._forwards or not _are_same(
             chain.from_iterable(map(_parts_of, everything)), chain.from_iterable(self._parts)
         ):

@@ -101,11 +101,15 @@ def quantise_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 def int8_linear(hidden: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
     """Map hidden (..., in): times int8 weight (out, in), times scale (out,), plus bias (out,); same dtype as hidden."""
-    if hidden.device.type != "cpu":
+    if not hidden.is_cpu:
         return functional.linear(hidden, weight.to(hidden.dtype) * scale[:, None].to(hidden.dtype), bias)
-    rows = hidden.reshape(-1, hidden.shape[-1])
+    # A decode step is made of calls with one row: what changes nothing is not called.
+    flat = hidden.dim() == 2
+    rows = hidden if flat else hidden.reshape(-1, hidden.shape[-1])
     mapped = whole_product(*round_rows(rows, rows.abs().amax(dim=1, keepdim=True)), weight, scale, bias)
-    return mapped.to(hidden.dtype).view(*hidden.shape[:-1], len(weight))
+    if hidden.dtype != torch.float32:
+        mapped = mapped.to(hidden.dtype)
+    return mapped if flat else mapped.view(*hidden.shape[:-1], len(weight))
 
 
 def round_rows(rows: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,7 +118,7 @@ def round_rows(rows: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
     A row of zeros comes out as zeros, one with NaN or infinity as NaN once the factor is applied.
     """
     factor = largest.float() * (1 / _LARGEST)
-    return (rows * factor.reciprocal()).round_().to(torch.int8), factor
+    return torch.div(rows, factor).round_().to(torch.int8), factor
 
 
 def whole_product(whole: Tensor, factor: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:

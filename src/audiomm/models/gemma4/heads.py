@@ -84,7 +84,7 @@ class Gemma4WithTokenHead(DecoderAnswers, GenerationMixin, Gemma4PreTrainedModel
         return self.headed(decoded, last_hidden_state=decoded.last_hidden_state)
 
     def make_quick_step(self) -> QuickStep:
-        return QuickStep(self.get_decoder(), self.lm_head)
+        return QuickStep(self.get_decoder(), self.lm_head, getattr(self.model, "text_ids", None))
 
     def embed_drafted(self, input_ids: Tensor) -> Tensor:
         """(rows, 1, width) embeddings of drafted tokens (rows, 1), as the decoder reads them."""

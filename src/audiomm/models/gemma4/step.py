@@ -36,16 +36,21 @@ class QuickStep:
     Args:
         stack: The decoder.
         head: Its language-model head.
+        text_ids: What the decoder reads for ids (rows, 1), where that may be others; None reads them as they are.
 
     Raises:
         NoQuickStep: A part of the model must be called as a module.
     """
 
-    def __init__(self, stack: Gemma4TextModel, head: nn.Linear) -> None:
+    def __init__(
+        self, stack: Gemma4TextModel, head: nn.Linear, text_ids: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
         require_parts(stack, *PARTS, apart=(PerLayerTable,))
         config = stack.config
         layers = range(config.num_hidden_layers)
         eps, self.table = config.rms_norm_eps, stack.embed_tokens.weight.detach()
+        every = torch.arange(len(self.table), device=self.table.device)
+        self.text_ids = None if text_ids is None else text_ids(every)
         self.scale = stack.embed_tokens.scales[self.table.dtype]
         has_table = bool(config.hidden_size_per_layer_input)
         self.per_layer = quick_per_layer(stack, len(self.table)) if has_table else None
@@ -73,6 +78,8 @@ class QuickStep:
 
     def _score(self, input_ids: Tensor, cache: Cache) -> Tensor:
         ids = input_ids.reshape(-1)
+        if self.text_ids is not None:
+            ids = self.text_ids.index_select(0, ids)
         token = self.heads.begin(cache, len(ids), ids.device)
         hidden = self.table.index_select(0, ids).mul_(self.scale)
         if self.per_layer is None:

@@ -7,7 +7,7 @@ Source: arXiv:2212.04356 and OpenAI's `timing`; the heads are `alignment_heads` 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +17,8 @@ from torch.nn import functional
 
 from ...base.errors import GenerationError
 from ...generation import GenerationConfig
+from ...layers.projection import is_plain
+from ...layers.quantized import Int8Linear, round_rows, whole_product
 from .config import FRAMES_PER_POSITION, FRAMES_PER_SECOND, WhisperConfig
 from .layers import CrossWatch
 
@@ -29,9 +31,13 @@ WINDOWS_AT_ONCE = 8
 #: Of its height on the path, what a token's attention must reach where its word begins.
 ONSET_SHARE = 0.5
 
-_DIAGONAL, _UP, _LEFT = 0, 1, 2
+#: Tokens of the vocabulary whose logits are worked on at a time: what a processor's cache holds.
+_TOKENS_AT_ONCE = 2048
 
 Heads = tuple[tuple[int, int], ...]
+
+#: Keys and values (windows, heads, positions, head_dim) of the encoder's output, for every layer of the decoder.
+Pairs = Sequence[tuple[Tensor, Tensor]]
 
 
 class AlignedModel(Protocol):
@@ -72,7 +78,7 @@ def alignment_heads(config: GenerationConfig, model: WhisperConfig) -> Heads:
 
 
 def read_again(
-    model: AlignedModel, encoded: Tensor, rows: Sequence[Sequence[int]], heads: Heads
+    model: AlignedModel, encoded: Tensor, rows: Sequence[Sequence[int]], heads: Heads, pairs: Pairs | None = None
 ) -> tuple[Tensor, Tensor]:
     """Pass known texts through the decoder, all tokens at once.
 
@@ -81,13 +87,14 @@ def read_again(
         encoded: (rows, positions, d_model) output of the encoder.
         rows: Token ids of each row, prompt included; shorter rows are padded at the right, which no token sees.
         heads: Of whose attention the scores are wanted.
+        pairs: What the decoder's layers make of `encoded`, where it is at hand; made anew otherwise.
 
     Returns:
         Scores before softmax (rows, heads, tokens, positions) in float32, and hidden states (rows, tokens, d_model).
     """
     longest = max(len(row) for row in rows)
     tokens = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=encoded.device)
-    watch = CrossWatch(heads)
+    watch = CrossWatch(heads, pairs)
     # A compiled decoder would be compiled anew for every length of text, so its forward is called as it is.
     output = model.get_decoder().forward(
         tokens,
@@ -98,6 +105,49 @@ def read_again(
         return_dict=True,
     )
     return watch.scores(), output.last_hidden_state
+
+
+def probabilities(head: nn.Module, hidden: Tensor, tokens: Tensor, added: Tensor | None = None) -> Tensor:
+    """How likely some tokens are: the softmax of a whole vocabulary, of which one number a row is wanted.
+
+    Args:
+        head: Hidden states to logits.
+        hidden: (rows, d_model).
+        tokens: (rows,) token ids.
+        added: (vocabulary,) added to the logits: minus infinity where a token cannot be.
+
+    Returns:
+        (rows,) float32.
+    """
+    first, totals, chosen = 0, [], torch.zeros(len(tokens), device=hidden.device)
+    for logits in _logits(head, hidden):
+        count = logits.shape[1]
+        if added is not None:
+            logits += added[first : first + count]
+        totals.append(logits.logsumexp(dim=1))
+        place = tokens - first
+        found = logits.gather(1, place.clamp(0, count - 1)[:, None])[:, 0]
+        chosen = torch.where((place >= 0) & (place < count), found, chosen)
+        first += count
+    return (chosen - torch.stack(totals).logsumexp(dim=0)).exp()
+
+
+def _logits(head: nn.Module, hidden: Tensor) -> Iterator[Tensor]:
+    """The logits of hidden states (rows, d_model) in float32, on a CPU in pieces of some tokens of the vocabulary."""
+    if hidden.device.type != "cpu" or not is_plain(head):
+        yield head(hidden).float()
+        return
+    assert isinstance(head, nn.Linear | Int8Linear), "which is what `is_plain` says"
+    rounded = None
+    if isinstance(head, Int8Linear):
+        rounded = round_rows(hidden, hidden.abs().amax(dim=1, keepdim=True))
+    for first in range(0, len(head.weight), _TOKENS_AT_ONCE):
+        piece = slice(first, first + _TOKENS_AT_ONCE)
+        weight, bias = head.weight[piece], None if head.bias is None else head.bias[piece]
+        if rounded is None or not isinstance(head, Int8Linear):
+            yield functional.linear(hidden, weight, bias).float()
+        else:
+            yield whole_product(*rounded, weight, head.scale[piece], bias)
 
 
 # ---------------------------------------------------------------------- from weights to a path
@@ -116,7 +166,9 @@ def smoothed(weights: Tensor, filter_width: int) -> np.ndarray:
     Returns:
         (tokens, positions) of float64.
     """
-    deviation = weights.std(dim=-2, keepdim=True, unbiased=False)
+    # Summed in float64, as torch.std does, which goes through the numbers of a CPU one by one.
+    exact = weights.double()
+    deviation = (exact - exact.mean(dim=-2, keepdim=True)).square_().mean(dim=-2, keepdim=True).sqrt().float()
     centred = weights - weights.mean(dim=-2, keepdim=True)
     # A single token, or one that looks like all others, says nothing about where it is.
     normal = torch.where(deviation > 0, centred / deviation, torch.zeros_like(centred))
@@ -168,34 +220,36 @@ def dynamic_time_warping(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     rows, columns = cost.shape
     row, column = np.indices(cost.shape)
+    # Cell (i, j) is number i + 1 of anti-diagonal i + j + 2: around the cells is a frame that costs infinitely much.
     slanted = np.full((rows + columns - 1, rows), np.inf)
     slanted[row + column, row] = cost
-    came_from = np.full((rows + columns + 1, rows + 1), _LEFT, dtype=np.int8)
-    # Sums live in a frame one cell wide; index i of an anti-diagonal is its cell in row i of the frame. float32 sums
-    # are what ties are counted in by the references.
-    before = np.full(rows + 1, np.inf, dtype=np.float32)
-    last = before.copy()
-    before[0] = 0.0
-    for diagonal in range(2, rows + columns + 1):
-        first, end = max(1, diagonal - columns), min(rows, diagonal - 1) + 1
-        across, up, left = before[first - 1 : end - 1], last[first - 1 : end - 1], last[first:end]
-        is_across, is_up = (across < up) & (across < left), (up < across) & (up < left)
-        came_from[diagonal, first:end] = np.where(is_across, _DIAGONAL, np.where(is_up, _UP, _LEFT))
-        total = np.full(rows + 1, np.inf, dtype=np.float32)
-        cheapest = np.where(is_across, across, np.where(is_up, up, left))
-        total[first:end] = slanted[diagonal - 2, first - 1 : end - 1] + cheapest
-        before, last = last, total
-    return _walk_back(came_from, rows, columns)
+    # float32 sums are what ties are counted in by the references.
+    totals = np.full((rows + columns + 1, rows + 1), np.inf, dtype=np.float32)
+    totals[0, 0] = 0.0
+    is_tie = np.empty(rows, dtype=bool)
+    befores, lasts = totals[:-2], totals[1:-1]
+    for price, total, across, up, left in zip(
+        slanted, totals[2:, 1:], befores[:, :-1], lasts[:, :-1], lasts[:, 1:], strict=True
+    ):
+        np.minimum(across, up, out=total)
+        np.minimum(total, left, out=total)
+        # Neither is cheaper than both others then.
+        np.equal(across, up, out=is_tie)
+        np.copyto(total, left, where=is_tie)
+        np.add(total, price, out=total, casting="same_kind")
+    return _walk_back(totals, rows, columns)
 
 
-def _walk_back(came_from: np.ndarray, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
+def _walk_back(totals: np.ndarray, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
     path = []
     row, column = rows, columns
     while row > 0 and column > 0:
         path.append((row - 1, column - 1))
-        move = came_from[row + column, row]
-        row -= move != _LEFT
-        column -= move != _UP
+        across = totals[row + column - 2, row - 1]
+        up, left = totals[row + column - 1, row - 1 : row + 1]
+        is_across, is_up = across < up and across < left, up < across and up < left
+        row -= is_across or is_up
+        column -= not is_up
     found = np.array(path[::-1])
     return found[:, 0], found[:, 1]
 
@@ -235,6 +289,7 @@ def token_times(
     texts: Sequence[Sequence[int]],
     frames: Sequence[int],
     heads: Heads,
+    pairs: Pairs | None = None,
 ) -> list[Tensor]:
     """When each generated token ends, in the scheme of transformers.
 
@@ -247,6 +302,7 @@ def token_times(
         texts: Generated tokens of each window.
         frames: Frames of audio in each window; no time is after them.
         heads: From `alignment_heads`.
+        pairs: See `read_again`.
 
     Returns:
         For each window (tokens,) seconds since it began, float32.
@@ -256,7 +312,7 @@ def token_times(
     for start in range(0, len(spoken), WINDOWS_AT_ONCE):
         group = spoken[start : start + WINDOWS_AT_ONCE]
         rows = [[*prompts[index], *texts[index]] for index in group]
-        scores, _ = read_again(model, encoded[group], rows, heads)
+        scores, _ = read_again(model, encoded[group], rows, heads, pairs_of(pairs, group))
         for index, row, score in zip(group, rows, scores, strict=True):
             own = score[:, len(prompts[index]) : len(row)].softmax(dim=-1)
             picture = smoothed(own[..., : positions_of(frames[index])], model.config.median_filter_width)
@@ -284,10 +340,16 @@ def token_probabilities(
         output = model.get_decoder()(
             row[:, :-1], encoder_hidden_states=encoded[window : window + 1], use_cache=False, return_dict=True
         )
-        logits = model.proj_out(output.last_hidden_state[0, len(prompt) - 1 :]).float()
-        chosen = logits.softmax(dim=-1).gather(1, row[0, len(prompt) :, None])[:, 0]
-        found.append(chosen.cpu())
+        writers = output.last_hidden_state[0, len(prompt) - 1 :]
+        found.append(probabilities(model.proj_out, writers, row[0, len(prompt) :]).cpu())
     return found
+
+
+def pairs_of(pairs: Pairs | None, windows: Sequence[int]) -> Pairs | None:
+    """The pairs of some windows."""
+    if pairs is None or len(windows) == len(pairs[0][0]):
+        return pairs
+    return [(keys[windows], values[windows]) for keys, values in pairs]
 
 
 def last_repeated(times: Tensor, count: int) -> Tensor:

@@ -23,6 +23,8 @@ from ...generation import (
     generate_tokens,
 )
 from ...generation.patience import length_divisor
+from ...layers.cache import Cache
+from .alignment import Pairs
 from .guards import better, find_loop, needs_fallback, without_loop
 from .options import Options, config_for, context_room, new_token_limit
 from .protocol import NoSpeechProbe, Transcriber, select
@@ -64,8 +66,17 @@ class WindowDecoder:
         self.model, self.config, self.options, self.guests = model, config, options, guests
         self._assistant_inputs = assistant_inputs
         no_timestamps = getattr(config, "no_timestamps_token_id", None)
+        self._heard: tuple[BaseModelOutput, Pairs] | None = None
         #: Id of <|0.00|>; larger than any token where there are no timestamps.
         self.timestamp_begin = model.config.vocab_size if no_timestamps is None else int(no_timestamps) + 1
+
+    def pairs_of(self, encoded: BaseModelOutput) -> Pairs | None:
+        """What the decoder's layers made of `encoded`, if the last pass read just that; see `forget`."""
+        return self._heard[1] if self._heard is not None and self._heard[0] is encoded else None
+
+    def forget(self) -> None:
+        """Let go of what the last pass left for `pairs_of`."""
+        self._heard = None
 
     # ------------------------------------------------------------------ temperatures
 
@@ -188,6 +199,7 @@ class WindowDecoder:
             user_processors=self.guests.logits_processor,
         )
         probe = self._probe(prompts, recordings[0].start_tokens[0])
+        self.forget()
         output = generate_tokens(
             self.model,  # type: ignore[arg-type]
             prompt,
@@ -203,6 +215,13 @@ class WindowDecoder:
             assistant_model=self.guests.assistant,
             assistant_inputs=self._assistant_inputs(encoded, recordings),
         )
+        cache = output.past_key_values
+        # Buffers that others may write to are not handed out; `output` has no cache then. Rows that were done early
+        # have left the cache: what is not there for all of them is computed again.
+        if isinstance(cache, Cache):
+            pairs = [pair for pair in cache.cross_pairs if pair is not None]
+            is_whole = bool(pairs) and len(pairs[0][0]) == len(encoded.last_hidden_state)
+            self._heard = (encoded, pairs) if is_whole else None
         return output, length, probe
 
     def _probe(self, prompts: list[list[int]], start: int) -> NoSpeechProbe | None:

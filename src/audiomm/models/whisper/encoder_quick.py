@@ -163,7 +163,7 @@ class WholeLayer:
 def _products(layer: Any) -> list[Any] | None:
     """The products of a layer: queries, keys and values; out; wide; narrow. None where one cannot be had."""
     queries, keys, values, *others = _linears(layer)
-    products = [projection(queries, keys, values), *map(projection, others)]
+    products = [projection(*group, many_rows=True) for group in ((queries, keys, values), *((one,) for one in others))]
     return None if None in products else products
 
 

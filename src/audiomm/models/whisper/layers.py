@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ...layers.attention import attend, attend_eager
+from ...layers.attention import attend, attend_eager, read_by_products
 from ...layers.cache import Cache, PassThrough
 from ...layers.masks import Mask
 from .config import WhisperConfig
@@ -68,10 +68,17 @@ class WhisperAttention(nn.Module):
         queries = self.queries(hidden)
         dropout = self.dropout if self.training else 0.0
         weights = None
-        if weights_wanted or head_mask is not None or self.config.attn_implementation == "eager":
-            attended, weights = attend_eager(queries, *pair, mask, scale=1.0, dropout=dropout, head_mask=head_mask)
-        else:
+        is_plain = not weights_wanted and head_mask is None and self.config.attn_implementation != "eager"
+        if is_plain and pair[0].dtype != pair[1].dtype:
+            # Kept in the types that products read quickest; a prompt's few tokens share the keys as beams do.
+            attended = read_by_products(queries.transpose(1, 2).flatten(0, 1), *pair, None, scale=1.0)
+            return self.out_proj(attended.view_as(hidden)), None
+        # A cache may keep another type than the model computes in.
+        pair = pair[0].to(hidden.dtype), pair[1].to(hidden.dtype)
+        if is_plain:
             attended = attend(queries, *pair, mask, scale=1.0, dropout=dropout)
+        else:
+            attended, weights = attend_eager(queries, *pair, mask, scale=1.0, dropout=dropout, head_mask=head_mask)
         return self.out_proj(attended.transpose(1, 2).flatten(2)), weights if weights_wanted else None
 
 
@@ -80,11 +87,20 @@ class CrossWatch(PassThrough):
 
     Args:
         heads: The (layer, head) pairs.
+        pairs: Keys and values of the audio for every layer, where they are known.
     """
 
-    def __init__(self, heads: Sequence[tuple[int, int]]) -> None:
+    def __init__(self, heads: Sequence[tuple[int, int]], pairs: Sequence[tuple[Tensor, Tensor]] | None = None) -> None:
+        self._pairs = pairs
         self._heads = {layer: [head for place, head in heads if place == layer] for layer, _ in heads}
         self._found: dict[int, Tensor] = {}
+
+    def cross(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        if self._pairs is None:
+            return None
+        keys, values = self._pairs[layer]
+        # A cache may keep values in the order that one query reads quickest; here are many.
+        return keys, values.contiguous()
 
     def note(self, layer: int, attention: WhisperAttention, hidden: Tensor, keys: Tensor) -> None:
         """Keep the scores of the layer's heads: of `hidden` (rows, tokens, width) against keys of the audio."""
@@ -165,9 +181,7 @@ class WhisperDecoderLayer(nn.Module):
             The new hidden states, and the weights of self- and cross-attention if they are wanted.
         """
         normed = self.self_attn_layer_norm(hidden)
-        keys, values = cache.update(index, *self.self_attn.pair(normed))
-        # A cache may keep another type than the model computes in.
-        pair = keys.to(normed.dtype), values.to(normed.dtype)
+        pair = cache.update(index, *self.self_attn.pair(normed))
         attended, weights = self.self_attn.read(normed, pair, mask, head_mask, weights_wanted)
         hidden = hidden + functional.dropout(attended, self.dropout, self.training)
         cross_weights = None
@@ -176,7 +190,6 @@ class WhisperDecoderLayer(nn.Module):
             cross = cache.set_cross(index, *self.encoder_attn.pair(encoder_hidden))
         if cross is not None:
             normed = self.encoder_attn_layer_norm(hidden)
-            cross = cross[0].to(normed.dtype), cross[1].to(normed.dtype)
             if isinstance(cache, CrossWatch):
                 cache.note(index, self.encoder_attn, normed, cross[0])
             attended, cross_weights = self.encoder_attn.read(normed, cross, None, cross_head_mask, weights_wanted)

@@ -73,8 +73,6 @@ class WhisperStep:
         decoder = model.get_decoder()
         if model.training or not _is_plain(decoder, model.proj_out):
             return None
-        for linear in (*(layer.fc1 for layer in decoder.layers), model.proj_out):
-            _turn(linear)
         layers = [_layer(layer) for layer in decoder.layers]
         cross = _cross_projections(decoder)
         head = projection(model.proj_out)
@@ -85,12 +83,19 @@ class WhisperStep:
     def hear(self, encoded: Tensor, cache: Cache) -> None:
         """Put the keys and values of the encoder's output (audios, positions, d_model) into an empty cache."""
         index = 0
+        # On a CPU what a window and a layer bring stays in the processor's caches, and what a batch brings does not.
+        parts = encoded.split(1) if self.by_products else (encoded,)
         for project in self._cross:
-            pairs = project(encoded).unflatten(-1, (-1, 2, self._heads, self._head_dim))
-            for pair in pairs.unbind(2):
-                keys, values = pair.permute(2, 0, 3, 1, 4)
-                cache.set_cross(index, keys, values)
-                index += 1
+            rooms: list[tuple[Tensor, Tensor]] = []
+            for number, part in enumerate(parts):
+                pairs = project(part).unflatten(-1, (-1, 2, self._heads, self._head_dim))
+                if not rooms:
+                    layers = range(index, index + pairs.shape[2])
+                    rooms = [cache.cross_room(layer, pairs[0, :, 0, 0], len(encoded)) for layer in layers]
+                for room, pair in zip(rooms, pairs.unbind(2), strict=True):
+                    for kept, heard in zip(room, pair.permute(2, 0, 3, 1, 4), strict=True):
+                        kept.narrow(0, number * len(part), len(part)).copy_(heard)
+            index += len(rooms)
 
     def __call__(self, input_ids: Tensor, cache: Cache) -> Tensor:
         """One token a row (rows, 1) to logits (rows, vocabulary) of the next one, float32.
@@ -152,28 +157,16 @@ def _layer(layer: WhisperDecoderLayer) -> Any:
     )
 
 
-def _turn(linear: nn.Module) -> None:
-    """Lay a float32 weight (out, in) of more outputs than inputs out input by input; its values stay.
-
-    One row through it is then a sum of long columns, not many short dot products, which BLAS does in half the time.
-    """
-    weight = linear.weight
-    if not isinstance(weight, Tensor) or type(linear) is not nn.Linear or type(weight.data) is not Tensor:
-        return
-    is_plain = weight.dtype == torch.float32 and weight.device.type == "cpu" and weight.is_contiguous()
-    if is_plain and len(weight) > weight.shape[1]:
-        weight.data = weight.data.t().contiguous().t()
-
-
 def _cross_projections(decoder: Any) -> list[Projection] | None:
     config, layers = decoder.config, list(decoder.layers)
     bytes_each = 2 * config.max_source_positions * config.d_model * decoder.embed_tokens.weight.element_size()
-    count = max(1, _CROSS_BYTES // bytes_each)
+    # See `hear`: on a CPU one layer at a time.
+    count = 1 if decoder.embed_tokens.weight.device.type == "cpu" else max(1, _CROSS_BYTES // bytes_each)
     groups = [layers[start : start + count] for start in range(0, len(layers), count)]
     found = []
     for group in groups:
         attentions = [layer.encoder_attn for layer in group]
-        found.append(projection(*(part for one in attentions for part in (one.k_proj, one.v_proj))))
+        found.append(projection(*(part for one in attentions for part in (one.k_proj, one.v_proj)), many_rows=True))
     known = [project for project in found if project is not None]
     return known if len(known) == len(found) else None
 

@@ -231,7 +231,9 @@ class Transcription:
         windows = [self._window(recording, text) for recording, text in zip(active, texts, strict=True)]
         options = self.options
         if options.word_tokenizer is not None:
-            add_words(self.model, encoded, windows, options.word_tokenizer, self._heads, options.punctuation)
+            pairs = self.decoder.pairs_of(encoded)
+            add_words(self.model, encoded, windows, options.word_tokenizer, self._heads, options.punctuation, pairs)
+        self.decoder.forget()
         for recording, window in zip(active, windows, strict=True):
             self._settle(recording, window)
         return windows
@@ -373,9 +375,10 @@ class Transcription:
             [(tokens if is_complete else tokens[:-1]).tolist() for tokens, is_complete in texts],
             [self._frames_with_audio(recording) for recording in recordings],
             self._heads,
+            self.decoder.pairs_of(encoded),
         )
-        pairs = zip(times, (tokens for tokens, _ in texts), strict=True)
-        return [last_repeated(found, len(tokens)).to(tokens.device) for found, tokens in pairs]
+        found = zip(times, (tokens for tokens, _ in texts), strict=True)
+        return [last_repeated(seconds, len(tokens)).to(tokens.device) for seconds, tokens in found]
 
     def _frames_with_audio(self, recording: Recording) -> int:
         """Frames of the next window that tokens and words can lie in."""
@@ -416,6 +419,7 @@ class Transcription:
         times = None
         if self.options.return_token_timestamps:
             times = self._single_times(encoded, output.sequences, length, keep_prompt or as_output)
+        self.decoder.forget()
         if as_output:
             output.logprobs = None
             output.encoder_hidden_states, output.encoder_attentions = encoded.hidden_states, encoded.attentions

@@ -24,9 +24,12 @@ from .alignment import (
     WINDOWS_AT_ONCE,
     AlignedModel,
     Heads,
+    Pairs,
     first_positions,
     onsets,
+    pairs_of,
     positions_of,
+    probabilities,
     read_again,
     smoothed,
 )
@@ -109,11 +112,12 @@ def add_words(
     tokenizer: Any,
     heads: Heads,
     punctuation: tuple[str, str] = (PREPEND_PUNCTUATIONS, APPEND_PUNCTUATIONS),
+    pairs: Pairs | None = None,
 ) -> None:
     """Give each segment its "words", and let it start and end with them; see `find_words`."""
     hidden = encoded.last_hidden_state
     assert hidden is not None, "an encoder always returns its last hidden state"
-    words_of = find_words(model, hidden, windows, tokenizer, heads, punctuation)
+    words_of = find_words(model, hidden, windows, tokenizer, heads, punctuation, pairs)
     for window, found in zip(windows, words_of, strict=True):
         for segment, words in zip(window.segments, found, strict=True):
             segment["words"] = words
@@ -131,6 +135,7 @@ def find_words(
     tokenizer: Any,
     heads: Heads,
     punctuation: tuple[str, str] = (PREPEND_PUNCTUATIONS, APPEND_PUNCTUATIONS),
+    pairs: Pairs | None = None,
 ) -> list[list[list[dict[str, Any]]]]:
     """Find when the words of some windows were said.
 
@@ -141,6 +146,7 @@ def find_words(
         tokenizer: Tells words and special tokens apart.
         heads: From `alignment_heads`.
         punctuation: Marks that belong to the word after them, and to the word before them.
+        pairs: See `read_again`.
 
     Returns:
         For each window, for each segment, its words: {"word" (with the space before it), "start", "end" (seconds of
@@ -153,7 +159,8 @@ def find_words(
     for start in range(0, len(spoken), WINDOWS_AT_ONCE):
         group = spoken[start : start + WINDOWS_AT_ONCE]
         tokens = [_read(model, windows[index], texts[index], tokenizer) for index in group]
-        spoken_tokens = _spoken(model, encoded[group], [windows[index] for index in group], tokens, tokenizer, heads)
+        those = [windows[index] for index in group]
+        spoken_tokens = _spoken(model, encoded[group], those, tokens, tokenizer, heads, pairs_of(pairs, group))
         for index, times in zip(group, spoken_tokens, strict=True):
             timed = _timed(windows[index], texts[index], times, tokenizer, punctuation)
             found[index] = _finished(windows[index], timed)
@@ -195,6 +202,7 @@ def _spoken(
     texts: Sequence[list[int]],
     tokenizer: Any,
     heads: Heads,
+    pairs: Pairs | None,
 ) -> list[_Tokens]:
     begin = tokenizer.timestamp_begin
     openings = []
@@ -204,30 +212,35 @@ def _spoken(
     rows = [[*opening, *text, tokenizer.eos_token_id] for opening, text in zip(openings, texts, strict=True)]
     # The end token is there for comparison only; it may be one more than the decoder has places.
     rows = [row[: model.config.max_target_positions] for row in rows]
-    scores, hidden = read_again(model, encoded, rows, heads)
-    size = model.config.vocab_size
-    special = {*(token for token in tokenizer.all_special_ids if token < size), *range(begin, size)}
-    no_text = torch.tensor(sorted(special), device=hidden.device)
+    scores, hidden = read_again(model, encoded, rows, heads, pairs)
+    words = [[place for place, token in enumerate(text) if token < begin] for text in texts]
+    # Row by row: the one before a token writes it.
+    writers = [len(opening) - 1 for opening in openings]
+    read = [hidden[index, writers[index] :][places] for index, places in enumerate(words)]
+    chosen = torch.tensor(
+        [text[place] for text, places in zip(texts, words, strict=True) for place in places], device=hidden.device
+    )
+    likely = probabilities(model.proj_out, torch.cat(read), chosen, _only_text(model, tokenizer).to(hidden.device))
     found = []
     for index, (window, text) in enumerate(zip(windows, texts, strict=True)):
-        # Row by row: the one before a token writes it.
-        writers = slice(len(openings[index]) - 1, len(openings[index]) + len(text))
         weights = scores[index, :, : len(rows[index]), : positions_of(window.frames)].softmax(dim=-1)
-        picture = smoothed(weights, model.config.median_filter_width)[writers]
-        words = [place for place, token in enumerate(text) if token < begin]
-        logits = model.proj_out(hidden[index, writers][:-1][words]).float().index_fill_(1, no_text, -torch.inf)
-        chosen = torch.tensor([text[place] for place in words], device=logits.device)[:, None]
-        probabilities = logits.softmax(dim=-1).gather(1, chosen)[:, 0]
+        picture = smoothed(weights, model.config.median_filter_width)[writers[index] :][: len(text) + 1]
         # The row after a token's says where that ends.
         entries = first_positions(picture)
-        found.append(
-            _Tokens(
-                onsets(picture, entries)[:-1][words] * SECONDS_PER_POSITION,
-                entries[1:][words] * SECONDS_PER_POSITION,
-                probabilities.cpu().numpy(),
-            )
-        )
-    return found
+        found.append((onsets(picture, entries)[:-1][words[index]], entries[1:][words[index]]))
+    parts = likely.cpu().split([len(places) for places in words])
+    return [
+        _Tokens(starts * SECONDS_PER_POSITION, ends * SECONDS_PER_POSITION, part.numpy())
+        for (starts, ends), part in zip(found, parts, strict=True)
+    ]
+
+
+def _only_text(model: AlignedModel, tokenizer: Any) -> Tensor:
+    """(vocabulary,) to be added to logits so that timestamps and special tokens cannot be."""
+    added = torch.zeros(model.config.vocab_size)
+    added[tokenizer.timestamp_begin :] = -torch.inf
+    added[[token for token in tokenizer.all_special_ids if token < len(added)]] = -torch.inf
+    return added
 
 
 # ---------------------------------------------------------------------- words
