@@ -220,7 +220,8 @@ class WindowDecoder:
         # have left the cache: what is not there for all of them is computed again.
         if isinstance(cache, Cache):
             pairs = [pair for pair in cache.cross_pairs if pair is not None]
-            is_whole = bool(pairs) and len(pairs[0][0]) == len(encoded.last_hidden_state)
+            hidden = encoded.last_hidden_state
+            is_whole = bool(pairs) and hidden is not None and len(pairs[0][0]) == len(hidden)
             self._heard = (encoded, pairs) if is_whole else None
         return output, length, probe
 
