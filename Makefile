@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-BUNDLED := audiomm/whisper-digits
+BUNDLED := audiomm/whisper-commands
 
 .PHONY: demo test test-all parity lint bench clean
 

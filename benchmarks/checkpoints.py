@@ -18,7 +18,7 @@ from common import SIZES
 from torch import Tensor
 
 #: Its tokenizer is used when there is no other; its words are few.
-BUNDLED = "audiomm/whisper-digits"
+BUNDLED = "audiomm/whisper-commands"
 #: The next token's logit, about; its rivals come to half of that. The height of a place's embedding above the layers'.
 TOKEN_LOGIT, PLACE_HEIGHT = 45.0, 8.0
 #: Ends at the last place of the decoder: the model never stops by itself.

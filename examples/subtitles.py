@@ -15,7 +15,7 @@ from audiomm.pipelines import get_writer
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("audio", nargs="+")
-    parser.add_argument("--model", default="audiomm/whisper-digits", help="hub id or folder")
+    parser.add_argument("--model", default="audiomm/whisper-commands", help="hub id or folder")
     parser.add_argument("--format", default="srt", choices=["srt", "vtt", "txt", "tsv", "json"])
     arguments = parser.parse_args(argv)
 

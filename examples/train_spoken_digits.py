@@ -7,7 +7,8 @@
 The result is an ordinary Whisper folder (80 mel bins, 30 s windows) for `from_pretrained`. `digit_strings` makes the
 audio, `digit_batches` the lessons, `digit_student` the losses, `digit_scores` the table.
 
-The weights that ship with audiomm come from one run of this script; their card tells the command and the results.
+The weights that ship with audiomm were trained further, by `train_commands.py`, from what this script made with
+`--hold-out yweweler`: that is the first of the two commands that reproduce them.
 """
 
 from __future__ import annotations

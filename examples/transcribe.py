@@ -13,7 +13,7 @@ from audiomm import pipeline
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("audio", nargs="+")
-    parser.add_argument("--model", default="audiomm/whisper-digits", help="hub id or folder")
+    parser.add_argument("--model", default="audiomm/whisper-commands", help="hub id or folder")
     arguments = parser.parse_args(argv)
 
     transcribe = pipeline("automatic-speech-recognition", model=arguments.model)

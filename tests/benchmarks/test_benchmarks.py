@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "benchmarks"
 #: A tokenizer that is always at hand.
-BUNDLED = ROOT / "src" / "audiomm" / "data" / "whisper-digits"
+BUNDLED = ROOT / "src" / "audiomm" / "data" / "whisper-commands"
 SUBJECTS = ("encoder", "decode_step", "end_to_end", "word_times", "gemma_overhead")
 
 

@@ -20,7 +20,7 @@ from audiomm.cli.main import main
 
 ROOT = Path(__file__).parents[2]
 AUDIO = ROOT / "examples" / "audio"
-MODEL = "audiomm/whisper-digits"
+MODEL = "audiomm/whisper-commands"
 PI = "three one four one five nine two six"
 LINE = re.compile(r"\[\d\d:\d\d\.\d{3} --> \d\d:\d\d\.\d{3}\] \S")
 

@@ -19,10 +19,10 @@ def source(tmp_path: Path) -> Path:
 
     folder = tmp_path / "old"
     folder.mkdir()
-    for path in BUNDLED_MODELS["audiomm/whisper-digits"].iterdir():
+    for path in BUNDLED_MODELS["audiomm/whisper-commands"].iterdir():
         if path.suffix == ".json":
             (folder / path.name).write_bytes(path.read_bytes())
-    model = WhisperForConditionalGeneration.from_pretrained("audiomm/whisper-digits")
+    model = WhisperForConditionalGeneration.from_pretrained("audiomm/whisper-commands")
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
     return folder
 
@@ -31,7 +31,7 @@ def test_a_folder_is_converted_and_named(source: Path, tmp_path: Path, capsys: p
     assert main(["convert", str(source), str(tmp_path / "new"), "--dtype", "float32"]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'new'}\n"
     found = WhisperForConditionalGeneration.from_pretrained(tmp_path / "new")
-    wanted = WhisperForConditionalGeneration.from_pretrained("audiomm/whisper-digits")
+    wanted = WhisperForConditionalGeneration.from_pretrained("audiomm/whisper-commands")
     assert found.dtype == torch.float32
     for name, tensor in wanted.state_dict().items():
         assert torch.equal(found.state_dict()[name], tensor.float()), name

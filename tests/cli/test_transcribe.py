@@ -21,7 +21,7 @@ def test_the_text_is_printed_with_its_times_and_nothing_is_written(
     assert main(["transcribe", wav]) == 0
     assert capsys.readouterr() == ("[00:00.500 --> 00:01.250] Grüße\n", "")
     assert [path.name for path in Path(wav).parent.iterdir()] == ["talk.wav"]
-    assert fake.loaded_with["model"] == "audiomm/whisper-digits"
+    assert fake.loaded_with["model"] == "audiomm/whisper-commands"
 
 
 def test_several_files_are_told_apart(
@@ -270,7 +270,7 @@ def test_checks_left_out_are_the_models_own_or_openais(fake: Any, wav: str) -> N
         ("large", "openai/whisper-large-v3"),
         ("large-v2", "openai/whisper-large-v2"),
         ("openai/whisper-tiny", "openai/whisper-tiny"),
-        ("audiomm/whisper-digits", "audiomm/whisper-digits"),
+        ("audiomm/whisper-commands", "audiomm/whisper-commands"),
     ],
 )
 def test_short_names_of_models_are_those_of_openai(fake: Any, wav: str, name: str, model: str) -> None:

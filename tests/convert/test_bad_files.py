@@ -372,8 +372,8 @@ def test_a_pt_file_needs_a_tokenizer_that_is_its_own(
     path = openai_file()
     with pytest.raises(InputError, match=r"tiny.pt holds no vocabulary: pass tokenizer= \(--tokenizer\)"):
         convert(path, out)
-    with pytest.raises(InputError, match="has ids up to 1,805, but the model knows 1,774 tokens"):
-        convert(path, out, tokenizer="audiomm/whisper-digits")
+    with pytest.raises(InputError, match="has ids up to 2,202, but the model knows 1,774 tokens"):
+        convert(path, out, tokenizer="audiomm/whisper-commands")
     with pytest.raises(CheckpointNotFoundError, match="no such file"):
         convert(path, out, tokenizer=tmp_path / "missing.tiktoken")
     for text, words in (("YQ== 0\nYg== 2\n", "its 2 ranks"), ("hello\n", "is not a tiktoken"), ("", "its 0 ranks")):

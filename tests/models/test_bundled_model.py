@@ -14,7 +14,7 @@ from audiomm.base.hub import BUNDLED_MODELS
 
 ROOT = Path(__file__).parents[2]
 AUDIO = ROOT / "examples" / "audio"
-FOLDER = BUNDLED_MODELS["audiomm/whisper-digits"]
+FOLDER = BUNDLED_MODELS["audiomm/whisper-commands"]
 ROW = re.compile(r"^\| `(\w+\.flac)` \|[^|]*\|[^|]*\| (.+) \|$", re.MULTILINE)
 WORD = re.compile(r"(zero|one|two|three|four|five|six|seven|eight|nine) (\d+\.\d\d)")
 

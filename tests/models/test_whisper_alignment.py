@@ -28,7 +28,7 @@ from audiomm.models.whisper.word_times import Window, find_words
 
 ROOT = Path(__file__).parents[2]
 AUDIO = ROOT / "examples" / "audio"
-DIGITS = BUNDLED_MODELS["audiomm/whisper-digits"]
+DIGITS = BUNDLED_MODELS["audiomm/whisper-commands"]
 BEGIN = 79
 
 # examples/audio/README.md
@@ -434,10 +434,13 @@ def test_asking_for_words_does_not_change_the_text(digits):
 def test_words_are_split_as_the_language_is_written(digits, silence, language, text, words):
     model, processor = digits
     tokens = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-    window = Window(500, 600, [297, 298, 300], language, 5.0, [{"start": 5.0, "end": 11.0, "tokens": tokens}])
-    silent = Window(0, 600, [297, 298, 300], language, 0.0, [{"start": 0.0, "end": 1.0, "tokens": [305, 330]}])
+    marks = ["<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|0.00|>", "<|0.50|>"]
+    start, english, transcribe, *times = processor.tokenizer.convert_tokens_to_ids(marks)
+    prompt = [start, english, transcribe]
+    window = Window(500, 600, prompt, language, 5.0, [{"start": 5.0, "end": 11.0, "tokens": tokens}])
+    silent = Window(0, 600, prompt, language, 0.0, [{"start": 0.0, "end": 1.0, "tokens": times}])
     heads = alignment_heads(model.generation_config, model.config)
-    empty = Window(0, 600, [297, 298, 300])
+    empty = Window(0, 600, prompt)
     found = find_words(model, silence, [window, silent, empty], processor.tokenizer, heads)
     assert [word["word"] for word in found[0][0]] == words
     check_order(found[0][0], 11.0)

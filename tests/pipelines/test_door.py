@@ -92,7 +92,7 @@ def test_everything_is_loaded_from_one_name(loaders: dict[str, Loader]) -> None:
 
 def test_the_model_that_ships_with_the_package_is_the_default(loaders: dict[str, Loader]) -> None:
     pipeline("automatic-speech-recognition", device="cpu")
-    assert loaders["model"].calls == [("audiomm/whisper-digits", {"dtype": "auto", "device": torch.device("cpu")})]
+    assert loaders["model"].calls == [("audiomm/whisper-commands", {"dtype": "auto", "device": torch.device("cpu")})]
 
 
 def test_float16_is_not_computed_in_on_a_processor_unless_asked_for(loaders: dict[str, Loader]) -> None:

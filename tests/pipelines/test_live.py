@@ -22,7 +22,7 @@ AUDIO = Path(__file__).parents[2] / "examples" / "audio"
 RATE = 16000
 
 needs_model = pytest.mark.skipif(
-    not (BUNDLED_MODELS["audiomm/whisper-digits"] / "config.json").is_file(), reason="the bundled model is missing"
+    not (BUNDLED_MODELS["audiomm/whisper-commands"] / "config.json").is_file(), reason="the bundled model is missing"
 )
 
 

@@ -60,7 +60,7 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="peak memory is asked for in the way of unix")
 @pytest.mark.skipif(
-    not (BUNDLED_MODELS["audiomm/whisper-digits"] / "config.json").is_file(), reason="the bundled model is missing"
+    not (BUNDLED_MODELS["audiomm/whisper-commands"] / "config.json").is_file(), reason="the bundled model is missing"
 )
 @pytest.mark.parametrize(("batch_size", "speech"), [(1, False), (4, False), (1, True)])
 def test_memory_grows_with_the_samples_alone(recordings: dict[int, Path], batch_size: int, speech: bool) -> None:

@@ -185,7 +185,7 @@ def test_a_finder_is_made_from_parameters() -> None:
 
 
 @pytest.mark.skipif(
-    not (BUNDLED_MODELS["audiomm/whisper-digits"] / "config.json").is_file(), reason="the bundled model is missing"
+    not (BUNDLED_MODELS["audiomm/whisper-commands"] / "config.json").is_file(), reason="the bundled model is missing"
 )
 @pytest.mark.parametrize("noise", [0.0, 0.0003])
 def test_a_recording_with_long_silences_has_the_words_of_its_speech_in_the_right_places(noise: float) -> None:

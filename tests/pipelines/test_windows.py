@@ -163,7 +163,7 @@ def test_a_window_without_words_takes_nothing_from_its_neighbours() -> None:
 
 
 @pytest.mark.skipif(
-    not (BUNDLED_MODELS["audiomm/whisper-digits"] / "config.json").is_file(), reason="the bundled model is missing"
+    not (BUNDLED_MODELS["audiomm/whisper-commands"] / "config.json").is_file(), reason="the bundled model is missing"
 )
 def test_digits_side_by_side_are_those_one_after_the_other() -> None:
     rng = np.random.default_rng(5)

@@ -56,7 +56,7 @@ def test_using_all_public_names_never_loads_optional_libraries() -> None:
 def test_the_first_text_of_a_folder_needs_no_hub_no_dispatcher_and_no_templates() -> None:
     """They take as long to import as a small model takes to load."""
     code = """import audiomm
-recognise = audiomm.pipeline("automatic-speech-recognition", model="audiomm/whisper-digits")
+recognise = audiomm.pipeline("automatic-speech-recognition", model="audiomm/whisper-commands")
 sound = {"raw": [0.0] * 1600, "sampling_rate": 16000}
 assert isinstance(recognise(sound, generate_kwargs={"max_new_tokens": 2})["text"], str)"""
     loaded = set(modules_after(code)["modules"])

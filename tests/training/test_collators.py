@@ -28,7 +28,7 @@ picture = _small.picture
 
 @pytest.fixture(scope="module")
 def processor() -> Any:
-    return audiomm.WhisperProcessor.from_pretrained("audiomm/whisper-digits")
+    return audiomm.WhisperProcessor.from_pretrained("audiomm/whisper-commands")
 
 
 def features(seed: int = 0) -> np.ndarray:
@@ -42,7 +42,7 @@ def test_the_start_token_stands_once_in_what_the_decoder_reads(processor: Any) -
     """The tokenizer writes it, and the model puts it before the labels: one of the two must go."""
     model_start = processor.tokenizer.convert_tokens_to_ids("<|startoftranscript|>")
     collate = audiomm.DataCollatorSpeechSeq2SeqWithPadding(processor)
-    texts = ["one two", "three"]
+    texts = [" one two", " three"]
     samples = [{"input_features": features(), "labels": processor.tokenizer(text).input_ids} for text in texts]
     assert samples[0]["labels"][0] == model_start
     batch = collate(samples)

@@ -18,7 +18,7 @@ from .errors import CheckpointNotFoundError, ConfigError, SaveError
 from .staging import settle
 
 #: Models that ship with the package; asked for by the same name as one on the hub.
-BUNDLED_MODELS = {"audiomm/whisper-digits": Path(__file__).parent.parent / "data" / "whisper-digits"}
+BUNDLED_MODELS = {"audiomm/whisper-commands": Path(__file__).parent.parent / "data" / "whisper-commands"}
 
 _OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "force_download")
 

@@ -9,7 +9,7 @@ import argparse
 from typing import Literal
 
 OUTPUT_FORMATS = ("txt", "vtt", "srt", "tsv", "json", "all")
-DEFAULT_MODEL = "audiomm/whisper-digits"
+DEFAULT_MODEL = "audiomm/whisper-commands"
 
 _Commands = argparse._SubParsersAction
 

@@ -82,7 +82,7 @@ def _answers(task: str, model_class: Any = AutoModelForMultimodalLM, families: t
 
 TASKS = {
     "automatic-speech-recognition": Task(
-        AutomaticSpeechRecognitionPipeline, AutoModelForSpeechSeq2Seq, ("whisper",), "audiomm/whisper-digits"
+        AutomaticSpeechRecognitionPipeline, AutoModelForSpeechSeq2Seq, ("whisper",), "audiomm/whisper-commands"
     ),
     "audio-classification": Task(
         AudioClassificationPipeline, AutoModelForAudioClassification, (), None, ("feature_extractor",)

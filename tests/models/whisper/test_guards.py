@@ -17,7 +17,7 @@ from audiomm.models.whisper.word_times import Window
 BEGIN, RATE = 79, 16000
 
 needs_model = pytest.mark.skipif(
-    not (BUNDLED_MODELS["audiomm/whisper-digits"] / "model.safetensors").is_file(),
+    not (BUNDLED_MODELS["audiomm/whisper-commands"] / "model.safetensors").is_file(),
     reason="the bundled model is not in this checkout",
 )
 
