@@ -19,7 +19,7 @@ EXTRAS = {
     "eval": ["jiwer>=3.0"],
     "plot": ["matplotlib>=3.7"],
     "peft": ["peft>=0.17"],
-    "torchao": ["torchao>=0.10"],
+    "torchao": ["torchao>=0.18"],
     "test": [
         "pytest>=8",
         "pillow>=10",

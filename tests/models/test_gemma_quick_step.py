@@ -144,21 +144,19 @@ def test_in_bfloat16_it_is_as_near_to_float32_as_the_modules(model, request, ker
 def test_sparse_layers_read_what_their_gates_let_through_and_no_more(gemmas, monkeypatch, rows):
     model = make(gemmas, "gemma3n")
     monkeypatch.setattr(gemma3n_step, "LARGE", 0)
-    down = model.model.layers[0].mlp.down_proj
-    before = down.weight.clone()
+    up = model.model.layers[0].mlp.up_proj
     step = model.quick_step()
-    assert torch.equal(down.weight, before)
+    assert all(weight.is_contiguous() for weight in model.parameters()), "as optimizers made their moments"
     assert model.quick_step() is step
     if rows == 1:
         hidden = torch.randn(1, model.config.hidden_size)
         wanted = model.model.layers[0].mlp(hidden)
-        # Without the columns that the gates leave out, the answer is the same.
+        # Without the rows that the gates leave out, the answer is the same.
         gate = model.model.layers[0].mlp.gate_proj(hidden)
         closed = gate_strength(gate, model.model.layers[0].mlp.deviations) == 0
         assert closed.float().mean() > 0.5
-        down.weight.data[:, closed[0]] = torch.nan
+        up.weight.data[closed[0]] = torch.nan
         assert torch.allclose(step.layers[0].mlp(hidden), wanted, atol=1e-5)
-        down.weight.data.copy_(before)
     assert distance(model, model.quick_step(), rows=rows) < LIMIT
 
 

@@ -165,8 +165,7 @@ def test_evaluation_writes_the_same_tokens(reference: Any, loaded: Any, tmp_path
         labels = other.label_ids.shape[1]
         assert one.label_ids[:, :labels].tolist() == other.label_ids.tolist(), "theirs are padded to the longest answer"
         width = min(one.predictions.shape[1], other.predictions.shape[1])
-        same = (one.predictions[:, :width] == other.predictions[:, :width]).all(axis=1)
-        assert same.mean() > 0.9, "but for near ties, which the last digits of the weights decide"
+        assert one.predictions[:, :width].tolist() == other.predictions[:, :width].tolist()
         assert width > 4
     assert mine.metrics["test_loss"] == pytest.approx(predicted.metrics["test_loss"], rel=CLOSE)
     evaluated = [[e for e in log if "eval_loss" in e] for log in (history, my_history)]

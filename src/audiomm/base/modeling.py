@@ -202,9 +202,6 @@ class PreTrainedModel(nn.Module):
         if mode:
             refuse_quantised(self, "trained")
             self.trainings += 1
-            for parameter in self.parameters():  # optimizers that run over plain memory want it in its usual order
-                if not parameter.is_contiguous():
-                    parameter.data = parameter.data.contiguous()
         return super().train(mode)
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:

@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import increment_version
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ..base.errors import ConfigError, InputError, NumericalError
@@ -280,8 +279,6 @@ class Trainer(Evaluating, Saving):
         if self._is_usable(step_loss, norm):
             self._event("on_pre_optimizer_step")
             self.optimizer.step()
-            # Fused optimizers do not count their changes, by which what is kept of weights for inference goes.
-            increment_version([value for value in self.model.parameters() if value.requires_grad])
             self._event("on_optimizer_step")
             self._rate = float(self.optimizer.param_groups[0]["lr"])
             is_skipped = getattr(self.optimizer, "step_was_skipped", False)

@@ -184,8 +184,8 @@ def _route(altup: Gemma3nTextAltUp) -> Callable[[Tensor], Tensor]:
 def _sparse(mlp: Gemma3nTextMLP, deviations: float) -> Callable[[Tensor], Tensor]:
     """`quick_mlp` where only gates beyond so many deviations above their mean go through.
 
-    On a CPU a single token reads those rows of `up` and columns of `down` alone that a gate lets through, one in twenty
-    as trained; the columns are laid side by side in memory for that, which changes no value.
+    On a CPU a single token reads those rows of `up` alone that a gate lets through, one in twenty as trained. (Columns of
+    `down` would have to be laid side by side for that: a second copy, or a weight that optimizers take for another.)
     """
     gelu, weight = functional.gelu, mlp.up_proj.weight
     is_float = type(mlp.up_proj) is nn.Linear and type(mlp.down_proj) is nn.Linear
@@ -199,10 +199,7 @@ def _sparse(mlp: Gemma3nTextMLP, deviations: float) -> Callable[[Tensor], Tensor
         return run
     if not (is_plain(mlp.up_proj) and is_plain(mlp.down_proj)):
         raise NoQuickStep
-    gates, rows = product(mlp.gate_proj), weight.detach()
-    if mlp.down_proj.weight.is_contiguous():
-        mlp.down_proj.weight.data = mlp.down_proj.weight.data.t().contiguous().t()
-    columns = mlp.down_proj.weight.detach().t()
+    gates, rows, down = product(mlp.gate_proj), weight.detach(), product(mlp.down_proj)
 
     def run_one(hidden: Tensor) -> Tensor:
         if len(hidden) > 1 or torch.compiler.is_compiling():
@@ -211,7 +208,7 @@ def _sparse(mlp: Gemma3nTextMLP, deviations: float) -> Callable[[Tensor], Tensor
         chosen = strong[0].nonzero()[:, 0]
         inner = gelu(strong.index_select(1, chosen), approximate="tanh")
         inner.mul_(functional.linear(hidden, rows.index_select(0, chosen)))
-        return inner @ columns.index_select(0, chosen)
+        return down(torch.zeros_like(strong).index_copy_(1, chosen, inner))
 
     return run_one
 
