@@ -14,7 +14,6 @@ from typing import Any
 import commands_words as cw
 import digit_strings as ds
 import numpy as np
-import torch
 from commands_checkpoint import (
     EN,
     EOT,
@@ -29,7 +28,7 @@ from commands_checkpoint import (
     WORD_TOKEN,
 )
 from commands_voices import Clip, Voice, Voices
-from digit_batches import IGNORE, LAST_POSITION, LONGEST, ORDERS, Clock
+from digit_batches import IGNORE, LAST_POSITION, LONGEST, Clock, collate
 from torch import Tensor
 
 SILENCE = len(cw.WORDS)  # the class of a frame without a word
@@ -301,7 +300,7 @@ class Batches:
             rows.append(self._row(window, offset, prompted))
             windows.append(window)
             offsets.append(offset)
-        batch = collate(self.features(windows), windows, rows, offsets, length)
+        batch = collate(self.features(windows), windows, rows, offsets, length, EOT, SILENCE)
         if seconds <= 6 and progress < 0.45 and rng.random() < 0.7:
             return {name: batch[name] for name in ("features", "positions", "frames", "order", "past")}
         return batch
@@ -316,35 +315,3 @@ class Batches:
         earlier = made_up_segments(rng, offset) if offset and not prompt and rng.random() < 0.4 else []
         row = target_rows(window, offset, times, tokens, prompt, earlier)
         return row if len(row["ids"]) <= LONGEST else target_rows(window, offset, times, tokens, [], [])
-
-
-def collate(
-    features: Tensor, windows: list[Window], rows: list[dict[str, Any]], offsets: list[int], length: int
-) -> dict[str, Tensor]:
-    """Tensors of one batch; rows are filled up with end tokens that are not learnt."""
-    width = max(len(row["ids"]) for row in rows)
-    ids = torch.full((len(rows), width), EOT)
-    labels = torch.full((len(rows), width), IGNORE)
-    places = torch.zeros(len(rows), width, 2, dtype=torch.long)
-    frames = torch.full((len(rows), length), SILENCE)
-    order = torch.full((len(rows), length), IGNORE)
-    past = torch.full((len(rows), length, 2), IGNORE)
-    for index, (row, window) in enumerate(zip(rows, windows, strict=True)):
-        ids[index, : len(row["ids"])] = torch.tensor(row["ids"])
-        labels[index, : len(row["labels"])] = torch.tensor(row["labels"])
-        for step, place in enumerate(row["places"]):
-            if place is not None and max(place[0], 0) < length:
-                begin = max(place[0], 0)
-                places[index, row["first"] + step] = torch.tensor([begin, min(max(place[1], begin + 1), length)])
-        for number, (word, start, end) in enumerate(window.digits):
-            first = round(start * ds.FRAMES_PER_SECOND)
-            span = slice(first, max(round(end * ds.FRAMES_PER_SECOND), first + 1))
-            frames[index, span] = word
-            order[index, span] = min(number, ORDERS - 1)
-            before = [SILENCE, SILENCE, *(item[0] for item in window.digits[:number])]
-            past[index, span] = torch.tensor(before[-2:])
-    past[0, 0] = past[0, 0].clamp(min=0)
-    order[0, 0] = order[0, 0].clamp(min=0)  # never nothing to learn
-    positions = torch.tensor(offsets)[:, None] + torch.arange(length)
-    batch = {"features": features, "positions": positions, "ids": ids, "labels": labels}
-    return batch | {"places": places, "frames": frames, "order": order, "past": past}

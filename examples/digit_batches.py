@@ -7,7 +7,7 @@ says where to listen next, which a small decoder learns far sooner than counting
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import digit_strings as ds
@@ -162,14 +162,20 @@ class Batches:
 
 
 def collate(
-    features: Tensor, windows: list[ds.Window], rows: list[dict[str, Any]], offsets: list[int], length: int
+    features: Tensor,
+    windows: Sequence[Any],
+    rows: list[dict[str, Any]],
+    offsets: list[int],
+    length: int,
+    end: int = EOT,
+    silence: int = ds.SILENCE,
 ) -> dict[str, Tensor]:
-    """Tensors of one batch; rows are filled up with end tokens that are not learnt."""
+    """Tensors of one batch; rows are filled up with `end` tokens that are not learnt, frames with `silence`."""
     width = max(len(row["ids"]) for row in rows)
-    ids = torch.full((len(rows), width), EOT)
+    ids = torch.full((len(rows), width), end)
     labels = torch.full((len(rows), width), IGNORE)
     places = torch.zeros(len(rows), width, 2, dtype=torch.long)
-    frames = torch.full((len(rows), length), ds.SILENCE)
+    frames = torch.full((len(rows), length), silence)
     order = torch.full((len(rows), length), IGNORE)
     past = torch.full((len(rows), length, 2), IGNORE)
     for index, (row, window) in enumerate(zip(rows, windows, strict=True)):
@@ -179,12 +185,12 @@ def collate(
             if place is not None and max(place[0], 0) < length:
                 begin = max(place[0], 0)
                 places[index, row["first"] + step] = torch.tensor([begin, min(max(place[1], begin + 1), length)])
-        for number, (digit, start, end) in enumerate(window.digits):
+        for number, (word, start, stop) in enumerate(window.digits):
             first = round(start * ds.FRAMES_PER_SECOND)
-            span = slice(first, max(round(end * ds.FRAMES_PER_SECOND), first + 1))
-            frames[index, span] = digit
+            span = slice(first, max(round(stop * ds.FRAMES_PER_SECOND), first + 1))
+            frames[index, span] = word
             order[index, span] = min(number, ORDERS - 1)
-            before = [ds.SILENCE, ds.SILENCE, *(item[0] for item in window.digits[:number])]
+            before = [silence, silence, *(item[0] for item in window.digits[:number])]
             past[index, span] = torch.tensor(before[-2:])
     past[0, 0] = past[0, 0].clamp(min=0)
     order[0, 0] = order[0, 0].clamp(min=0)  # never nothing to learn

@@ -9,10 +9,9 @@ from __future__ import annotations
 import math
 import random
 
-import digit_strings as ds
 import torch
 from digit_batches import IGNORE, LAST_POSITION, ORDERS
-from digit_checkpoint import EOT, FIRST_TIME, GUIDED, VOCABULARY, WORD_TOKEN, model_config
+from digit_checkpoint import EOT, FIRST_TIME, GUIDED, WORD_TOKEN, model_config
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (its usual name)
 
@@ -67,13 +66,17 @@ def listen_ahead(attention: nn.Module, heads: list[int], size: int, frames: int,
 class Student(nn.Module):
     """The Whisper model with a frame classifier and a view of its guided cross-attention heads."""
 
+    config = staticmethod(model_config)
+    word_token, end, first_time = WORD_TOKEN, EOT, FIRST_TIME  # ids: the words lie between the first two
+
     def __init__(self) -> None:
         super().__init__()
-        self.whisper = WhisperForConditionalGeneration(model_config())
+        self.whisper = WhisperForConditionalGeneration(self.config())
+        self.silence = self.end - self.word_token  # the class of a frame without a word
         self.whisper.set_attn_implementation("eager")  # quicker than sdpa in bfloat16 on a CPU
-        self.frame_head = nn.Linear(self.whisper.config.d_model, len(ds.WORDS) + 1)
+        self.frame_head = nn.Linear(self.whisper.config.d_model, self.silence + 1)
         self.order_head = nn.Linear(self.whisper.config.d_model, ORDERS)
-        self.past_heads = nn.Linear(self.whisper.config.d_model, 2 * (len(ds.WORDS) + 1))
+        self.past_heads = nn.Linear(self.whisper.config.d_model, 2 * (self.silence + 1))
         self.queries: dict[int, Tensor] = {}
         self.heard: Tensor | None = None  # the encoder's last answer, if it can be given again
         for layer in {layer for layer, _ in GUIDED}:
@@ -95,15 +98,18 @@ class Student(nn.Module):
                         module.weight.mul_(quiet)
         model.decoder.embed_tokens.weight.normal_(std=0.05)
         table = model.encoder.embed_positions.weight  # timestamps start with the geometry of the encoder's positions
-        model.decoder.embed_tokens.weight[FIRST_TIME : FIRST_TIME + len(table)] = table * 0.1
+        model.decoder.embed_tokens.weight[self.first_time : self.first_time + len(table)] = table * 0.1
         model.decoder.embed_positions.weight.normal_(std=0.02)
         for layer in model.encoder.layers[1:]:
             look_back(layer.self_attn.q_proj, layer.self_attn.k_proj, frames=26)
-        size = self.whisper.config.d_model // self.whisper.config.decoder_attention_heads
         for number, layer in enumerate(model.decoder.layers):
             heads = [head for place, head in GUIDED if place == number]
             if heads:
-                listen_ahead(layer.encoder_attn, heads, size, frames=14)
+                listen_ahead(layer.encoder_attn, heads, self.head_size, frames=14)
+
+    @property
+    def head_size(self) -> int:
+        return self.whisper.config.d_model // self.whisper.config.decoder_attention_heads
 
     def encode(self, features: Tensor, positions: Tensor) -> Tensor:
         """The encoder on a window of any length, at any place of the table of positions."""
@@ -154,12 +160,11 @@ class Student(nn.Module):
         loss = sum(LOSS_WEIGHTS.get(name, 1.0) * value for name, value in losses.items())
         return {"loss": loss, **losses, **shares}
 
-    @staticmethod
-    def token_losses(scores: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def token_losses(self, scores: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Cross entropy of words and marks, and of timestamps, whose neighbours are almost right."""
         exact = scores.gather(1, labels[:, None])[:, 0]
-        near = [scores.gather(1, (labels + step).clamp(max=VOCABULARY - 1)[:, None])[:, 0] for step in (-1, 1)]
-        is_time = labels > FIRST_TIME
+        near = [scores.gather(1, (labels + step).clamp(max=scores.shape[1] - 1)[:, None])[:, 0] for step in (-1, 1)]
+        is_time = labels > self.first_time
         blurred = 0.7 * exact + 0.15 * (near[0] + near[1])
         return {"text": -exact[~is_time].mean(), "stamp": -blurred[is_time].sum() / is_time.sum().clamp(min=1)}
 
@@ -168,17 +173,19 @@ class Student(nn.Module):
         decoder = self.whisper.model.decoder
         attention, chosen = decoder.layers[-1].encoder_attn, torch.randint(batch["frames"].numel(), (512,))
         values = attention.v_proj(heard.flatten(0, 1)[chosen])
-        size = self.whisper.config.d_model // self.whisper.config.decoder_attention_heads
+        size = self.head_size
         seen = torch.zeros_like(values)
         for head in (head for layer, head in GUIDED if layer == len(decoder.layers) - 1):
             seen[:, head * size : (head + 1) * size] = values[:, head * size : (head + 1) * size]
         hidden = decoder.layer_norm(attention.out_proj(seen))
-        scores = F.linear(hidden, decoder.embed_tokens.weight[WORD_TOKEN:]).float()
-        digits = batch["frames"].flatten()[chosen]
-        digits = digits.masked_fill(digits == ds.SILENCE, IGNORE)
-        digits[0] = digits[0].clamp(min=0)  # never nothing to learn
-        word = F.cross_entropy(scores[:, : len(ds.WORDS)], digits, ignore_index=IGNORE)
-        return word + F.cross_entropy(scores[:, FIRST_TIME - WORD_TOKEN :], batch["positions"].flatten()[chosen])
+        scores = F.linear(hidden, decoder.embed_tokens.weight[self.word_token :]).float()
+        words = batch["frames"].flatten()[chosen]
+        words = words.masked_fill(words == self.silence, IGNORE)
+        words[0] = words[0].clamp(min=0)  # never nothing to learn
+        word = F.cross_entropy(scores[:, : self.silence], words, ignore_index=IGNORE)
+        return word + F.cross_entropy(
+            scores[:, self.first_time - self.word_token :], batch["positions"].flatten()[chosen]
+        )
 
     def guidance(self, heard: Tensor, places: Tensor) -> Tensor:
         """Cross entropy between the guided heads and the places where the next token is heard."""
@@ -188,11 +195,12 @@ class Student(nn.Module):
         wanted = wanted / wanted.sum(-1, keepdim=True).clamp(min=1)
         rows = places[..., 1] > 0
         total = heard.new_zeros((), dtype=torch.float32)
+        if not rows.any():
+            return total
         for layer, head in GUIDED:
             attention = self.whisper.model.decoder.layers[layer].encoder_attn
-            size = self.whisper.config.d_model // self.whisper.config.decoder_attention_heads
-            part = slice(head * size, (head + 1) * size)
-            query = attention.q_proj(self.queries[layer])[..., part] * size**-0.5
+            part = slice(head * self.head_size, (head + 1) * self.head_size)
+            query = attention.q_proj(self.queries[layer])[..., part] * self.head_size**-0.5
             scores = torch.einsum("bld,bsd->bls", query, attention.k_proj(heard)[..., part]).float()
             total = total - (scores.log_softmax(-1) * wanted).sum(-1)[rows].mean()
         return total / len(GUIDED)

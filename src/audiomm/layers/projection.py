@@ -1,7 +1,8 @@
 """Projections: the linear maps that read one input as a single matrix product, for steps that run without modules.
 
 The members' weights become slices of one tensor, so that training, saving and loading see what they always saw. On a
-CPU narrow models keep a second copy of some in an order that is quicker to read. What is built from weights is kept by a `Keeper`, which builds anew when they have changed.
+CPU narrow models keep a second copy of some in an order that is quicker to read. A `Keeper` keeps what was built from
+weights, and builds anew when they have changed.
 """
 
 from __future__ import annotations

@@ -184,8 +184,8 @@ def _route(altup: Gemma3nTextAltUp) -> Callable[[Tensor], Tensor]:
 def _sparse(mlp: Gemma3nTextMLP, deviations: float) -> Callable[[Tensor], Tensor]:
     """`quick_mlp` where only gates beyond so many deviations above their mean go through.
 
-    On a CPU a single token reads those rows of `up` alone that a gate lets through, one in twenty as trained. (Columns of
-    `down` would have to be laid side by side for that: a second copy, or a weight that optimizers take for another.)
+    On a CPU a single token reads those rows of `up` alone that a gate lets through, one in twenty as trained. (Columns
+    of `down` would have to lie side by side for that: a second copy, or a weight that optimizers take for another.)
     """
     gelu, weight = functional.gelu, mlp.up_proj.weight
     is_float = type(mlp.up_proj) is nn.Linear and type(mlp.down_proj) is nn.Linear
