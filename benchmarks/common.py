@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from apart import processor_seconds
+
 #: Peer on the command line -> its package.
 PEERS = {"transformers": "transformers", "openai-whisper": "whisper", "faster-whisper": "faster_whisper"}
 
@@ -133,10 +135,10 @@ def alternate(sides: dict[str, Callable[[], Any]], repeats: int, warmups: int = 
     for turn in range(repeats):
         for name in rotated(names, turn):
             time.sleep(SETTLE_SECONDS)
-            used, started = time.process_time(), time.perf_counter()
+            used, started = processor_seconds(), time.perf_counter()
             sides[name]()
             wall[name].append(1000 * (time.perf_counter() - started))
-            processor[name].append(1000 * (time.process_time() - used))
+            processor[name].append(1000 * (processor_seconds() - used))
     return summarise(wall, processor)
 
 

@@ -106,7 +106,9 @@ def sequential(setting: Setting, kinds: tuple[str, ...], with_words: bool = Fals
     if "faster-whisper" in setting.against:
         kind = _best_ctranslate2()
         model = sides.faster_model(setting, WORDS, kind)
-        found[f"faster-whisper {kind}"] = _faster(model, beam_size=1, word_timestamps=with_words)
+        found[f"faster-whisper {kind}"] = sides.faster_transcriber(
+            model, beam_size=1, word_timestamps=with_words, **GREEDY
+        )
     return found
 
 
@@ -124,14 +126,12 @@ def batched(setting: Setting, kinds: tuple[str, ...]) -> dict[str, Transcribe]:
         pipe = sides.pipeline_of(transformers, folder, sides.transformers_model(setting, WORDS))
         found["transformers float32, chunked"] = _hub(pipe, batch_size=BATCH, chunk_length_s=30)
     if "faster-whisper" in setting.against:
-        from faster_whisper import BatchedInferencePipeline
-
         kind = _best_ctranslate2()
-        pipe = BatchedInferencePipeline(sides.faster_model(setting, WORDS, kind))
-        options = {"beam_size": 1, "batch_size": BATCH}
-        found[f"faster-whisper {kind}"] = _faster(pipe, **options)
-        found[f"faster-whisper {kind}, windows given"] = lambda audio: _faster(
-            pipe, clip_timestamps=_windows(len(audio)), **options
+        model = sides.faster_model(setting, WORDS, kind)
+        options = {"beam_size": 1, "batch_size": BATCH, **GREEDY}
+        found[f"faster-whisper {kind}"] = sides.faster_transcriber(model, True, **options)
+        found[f"faster-whisper {kind}, windows given"] = lambda audio: sides.faster_transcriber(
+            model, True, clip_timestamps=_windows(len(audio)), **options
         )(audio)
     return found
 
@@ -154,14 +154,6 @@ def _hub(pipe: Any, **options: Any) -> Transcribe:
 
 def _own(pipe: Any, with_words: bool) -> Transcribe:
     return _hub(pipe, return_timestamps=True, **({"word_timestamps": True} if with_words else {}))
-
-
-def _faster(model: Any, **options: Any) -> Transcribe:
-    def run(audio: np.ndarray) -> str:
-        segments, _ = model.transcribe(audio, **GREEDY, **options)
-        return "".join(segment.text for segment in segments)
-
-    return run
 
 
 def _work(setting: Setting, windows: float, batch: int) -> Any:

@@ -7,11 +7,11 @@ CTranslate2, activations that are quantised on the way.
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import apart
 import numpy as np
 import torch
 from checkpoints import as_openai
@@ -93,24 +93,13 @@ def ctranslate2_kinds() -> list[str]:
 
 
 def ctranslate2_model(setting: Setting, words: int, kind: str) -> Any:
-    """CTranslate2's Whisper, the engine of faster-whisper."""
-    import ctranslate2
-
-    folder = str(setting.converted(words))
-    return ctranslate2.models.Whisper(folder, device="cpu", compute_type=kind, intra_threads=setting.threads)
+    """CTranslate2's Whisper, the engine of faster-whisper: an `apart.Engine`."""
+    return apart.start(setting.converted(words), kind, setting.threads)
 
 
 def faster_model(setting: Setting, words: int, kind: str) -> Any:
-    import faster_whisper
-
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    return faster_whisper.WhisperModel(
-        str(setting.converted(words)),
-        device="cpu",
-        compute_type=kind,
-        cpu_threads=setting.threads,
-        local_files_only=True,
-    )
+    """faster-whisper's model: an `apart.Engine`."""
+    return apart.start(setting.converted(words), kind, setting.threads, as_program=True)
 
 
 def hub_encoder(model: Any, features: torch.Tensor) -> Callable[[], Any]:
@@ -133,11 +122,8 @@ def openai_encoder(model: Any, features: torch.Tensor) -> Callable[[], Any]:
 
 
 def ctranslate2_encoder(model: Any, features: torch.Tensor) -> Callable[[], Any]:
-    import ctranslate2
-
-    # CTranslate2 takes no other type than float32 from outside.
-    inputs = ctranslate2.StorageView.from_array(np.ascontiguousarray(features.numpy()))
-    return lambda: model.encode(inputs, to_cpu=False)
+    model.take(np.ascontiguousarray(features.numpy()))
+    return model.encode  # type: ignore[no-any-return]
 
 
 def hub_decoder(model: Any, hidden: Any, count: int, **options: Any) -> Callable[[], list[list[int]]]:
@@ -188,14 +174,19 @@ def openai_decoder(model: Any, hidden: torch.Tensor, count: int) -> Callable[[],
 
 
 def ctranslate2_decoder(model: Any, prompt: list[int], hidden: torch.Tensor, count: int) -> Callable[[], Any]:
-    import ctranslate2
+    model.take(np.ascontiguousarray(hidden.numpy()))
+    return lambda: model.decode(prompt, count)
 
-    encoded = ctranslate2.StorageView.from_array(np.ascontiguousarray(hidden.numpy()))
-    prompts = [prompt] * len(hidden)
 
-    def run() -> list[list[int]]:
-        # CTranslate2 generates half of max_length at most.
-        found = model.generate(encoded, prompts, beam_size=1, max_length=2 * count)
-        return [row.sequences_ids[0][:count] for row in found]
+def faster_transcriber(model: Any, batched: bool = False, **options: Any) -> Callable[[np.ndarray], str]:
+    """Recording to text by faster-whisper; a recording is handed over once."""
+    known: list[np.ndarray] = []
+
+    def run(audio: np.ndarray) -> str:
+        if not known or known[0] is not audio:
+            model.take(audio)
+            known[:] = [audio]
+        text: str = model.transcribe(batched, options)
+        return text
 
     return run

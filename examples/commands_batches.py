@@ -152,7 +152,7 @@ class WindowMaker(ds.WindowMaker):
             if mixed and rng.random() < 0.5:
                 voice = self._voice(group if group == 2 else int(rng.integers(2)) if self.teachers.real else 1)
             gain = rng.uniform(-level, level)
-            for clip in self._unit(voice, group == 2):
+            for clip in map(self._gated, self._unit(voice, group == 2)):
                 if now >= limit or said >= count:
                     return
                 wave = clip.wave
@@ -163,6 +163,17 @@ class WindowMaker(ds.WindowMaker):
             if rng.random() < pauses:
                 now += rng.uniform(0.62, 3.0 if rng.random() < 0.8 else 5.0)
 
+    def _gated(self, clip: Clip) -> Clip:
+        """Weak beginnings and ends cut away as by a gate: of "six" the vowel may be all that is left."""
+        number = clip.marks[0][0]
+        is_digit = number < len(cw.DIGITS)
+        if len(clip.marks) > 1 or self.rng.random() > (0.3 if is_digit else 0.12):
+            return clip
+        samples = ds.trim(clip.wave, float(self.rng.uniform(10 if is_digit else 20, 32)))
+        if len(samples) < 0.4 * len(clip.samples) or len(samples) < 0.1 * ds.RATE:
+            return clip
+        return Clip((samples * 32768).astype(np.int16), [(number, 0.0, len(samples) / ds.RATE)])
+
     def _unit(self, voice: Voice, is_spanish: bool) -> list[Clip]:
         """What a voice says next: a phrase in one breath, a phrase word by word, or some words without a sense."""
         dice, choice = self.rng.random(), self.chance.choice
@@ -170,9 +181,9 @@ class WindowMaker(ds.WindowMaker):
             if voice.phrases and dice < 0.5:
                 return [choice(voice.phrases)]
             return [choice(choice(list(voice.words.values())))]
-        if voice.phrases and dice < 0.35:
+        if voice.phrases and dice < 0.5:
             return [choice(voice.phrases)]
-        if dice < 0.55:
+        if dice < 0.65:
             numbers = [cw.NUMBER_OF[word] for word in cw.english(self.chance)]
             if all(number in voice.words for number in numbers):
                 return [choice(voice.words[number]) for number in numbers]
@@ -280,7 +291,7 @@ class Batches:
         progress = self.clock.progress()
         self.maker.difficulty = self.features.difficulty = min(0.15 + progress / 1.2, 0.65)
         is_early = progress < 0.4  # first all the other words
-        self.maker.recorded_share, self.maker.spanish_share = (0.13, 0.05) if is_early else (0.36, 0.1)
+        self.maker.recorded_share, self.maker.spanish_share = (0.2, 0.05) if is_early else (0.36, 0.1)
         length = int(seconds * ds.FRAMES_PER_SECOND)
         prompted = rng.random() < 0.15
         windows: list[Window] = []

@@ -20,7 +20,7 @@ from digit_scores import TEST_TAKES, edits, test_strings
 from audiomm import WhisperFeatureExtractor, WhisperForConditionalGeneration
 
 BATCH = 8
-PROMPT_NAMES = {  # files of Asterisk's English prompts: what they say
+PROMPT_NAMES = {  # files of recorded voices (Asterisk's prompts, saytime, KLettres): what they say
     **{f"digits/{index}": word for index, word in enumerate([*cw.DIGITS, *cw.TEENS])},
     **{f"digits/{10 * index}": word for index, word in enumerate(cw.TENS, 2)},
     **{f"digits/mon-{index}": month for index, month in enumerate(cw.MONTHS)},
@@ -30,6 +30,10 @@ PROMPT_NAMES = {  # files of Asterisk's English prompts: what they say
     "digits/a-m": "AM", "digits/p-m": "PM", "digits/today": "today", "digits/tomorrow": "tomorrow",
     "digits/yesterday": "yesterday", "hello": "hello", "minutes": "minutes", "seconds": "seconds", "goodbye": "goodbye",
     **{f"letters/{letter.lower()}": letter for letter in cw.LETTERS},
+    **{f"alpha/{name}": letter for letter in cw.LETTERS for name in (letter, letter.lower())},
+    **{f"{index}": word for index, word in enumerate([*cw.DIGITS, *cw.TEENS, "twenty"])},
+    "30": "thirty", "40": "forty", "50": "fifty", "oclock": "o'clock", "and": "and", "second": "second",
+    "hours": "hours",
 }  # fmt: skip
 
 
@@ -70,13 +74,12 @@ def running(voice: Voice, count: int, rng: np.random.Generator) -> list[Window]:
 
 
 def prompts(folder: Path) -> Voice:
-    """A recorded voice from a folder of Asterisk's English prompts."""
+    """A recorded voice from a folder of prompts, a word a file."""
     voice = Voice()
     for name, word in PROMPT_NAMES.items():
-        path = folder / f"{name}.wav"
-        if path.exists():
-            wave, rate = soundfile.read(path, dtype="float32")
-            clip = cv.as_clip(wave, rate, [word], None)
+        for path in folder.glob(f"{name}.*"):
+            wave, rate = soundfile.read(path, dtype="float32", always_2d=True)
+            clip = cv.as_clip(wave.mean(1), rate, [word], None)
             if clip is not None:
                 voice.words[cw.NUMBER_OF[word]] = [clip]
     return voice
@@ -161,7 +164,7 @@ def at_8_khz(windows: list[Window]) -> list[Window]:
     return result
 
 
-def test_sets(data: Path, hold_out: str | None, folder: Path | None) -> dict[str, list[Window]]:
+def test_sets(data: Path, hold_out: str | None, folders: Sequence[Path]) -> dict[str, list[Window]]:
     """English windows by name: digits of recorded speakers, then everything from voices never trained on."""
     rng = np.random.default_rng(7)
     everyone = ds.read_recordings(data, TEST_TAKES)
@@ -173,11 +176,12 @@ def test_sets(data: Path, hold_out: str | None, folder: Path | None) -> dict[str
         unknown = ds.read_recordings(data, range(50), [hold_out])
         sets[f"digits, {hold_out}, never trained on"] = test_strings(unknown, 100, 14)
         sets[f"digits, {hold_out}, full 30 s"] = test_strings(unknown, 8, 15, full=True)
-    if folder:
-        voice = prompts(folder)
-        digits = [[clip.wave for clip in voice.words[number]] for number in range(10)]
-        sets["digits, recorded prompts"] = test_strings({"prompts": digits}, 60, 16)
-        sets["other words, recorded prompts"] = every_word(voice, rng)
+    for folder in folders:
+        voice, name = prompts(folder), f"prompts of {folder.name}"
+        if all(number in voice.words for number in range(10)):
+            digits = [[clip.wave for clip in voice.words.pop(number)] for number in range(10)]
+            sets[f"digits, {name}"] = test_strings({name: digits}, 60, 16)
+        sets[f"other words, {name}"] = every_word(voice, rng)
     english, _ = cv.synthetic_voices(4, 5, held_out=True)
     for program in ("espeak", "flite", "festival"):
         voices = [voice for name, voice in english.items() if name.startswith(program)]
@@ -191,10 +195,10 @@ def test_sets(data: Path, hold_out: str | None, folder: Path | None) -> dict[str
     return sets
 
 
-def evaluate(model_folder: Path, data: Path, hold_out: str | None, folder: Path | None, errors: int = 0) -> None:
+def evaluate(model_folder: Path, data: Path, hold_out: str | None, prompts: Sequence[Path], errors: int = 0) -> None:
     """Print the table; with `errors` also so many wrong strings of each row."""
     model = WhisperForConditionalGeneration.from_pretrained(model_folder, dtype=torch.float32).eval()
-    sets = test_sets(data, hold_out, folder)
+    sets = test_sets(data, hold_out, prompts)
     narrow = [window for name, part in sets.items() if "phrases" in name for window in part][::3]
     sets["phrases, unseen voices, at 8 kHz"] = at_8_khz(narrow)
     print("| what | words | WER | error of the times |\n|---|---|---|---|")

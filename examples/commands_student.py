@@ -6,7 +6,7 @@ import random
 
 import digit_student
 import torch
-from commands_checkpoint import EOT, FIRST_TIME, WORD_TOKEN, model_config
+from commands_checkpoint import EOT, FIRST_TIME, VOCABULARY, WORD_TOKEN
 from commands_words import SPANISH_NUMBERS
 from digit_batches import IGNORE, LAST_POSITION
 from digit_student import LOSS_WEIGHTS, class_loss
@@ -19,7 +19,7 @@ LISTENING_SHARE = 0.25  # of the longest windows: the others teach the decoder o
 class Student(digit_student.Student):
     """The Whisper model of the commands with a frame classifier and a view of its guided cross-attention heads."""
 
-    config = staticmethod(model_config)
+    vocabulary = VOCABULARY
     word_token, end, first_time = WORD_TOKEN, EOT, FIRST_TIME
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """Voices that say the words and phrases of `commands_words`, with the time of every word.
 
-espeak-ng (through its library, which tells when each word begins), flite and festival: whichever is installed. A voice
-is a `Voice` of clips; samples are kept as 16-bit numbers, since there are some hundred voices.
+espeak-ng (through its library, which tells when each word begins), festival, flite, RHVoice and SVOX Pico: whichever is
+installed. A voice is a `Voice` of clips; samples are kept as 16-bit numbers, since there are some hundred voices.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ import soxr
 
 HELD_OUT_VARIANTS = ("f5", "m8", "Andrea", "Michael")
 HELD_OUT_FLITE, HELD_OUT_FESTIVAL = "rms", "ked_diphone"
+FLITE_VOICES, PICO_VOICES, PICO_SPANISH = ("kal", "awb", "slt"), ("en-US", "en-GB"), "es-ES"
+RHVOICE_VOICES = ("alan", "bdl", "clb", "slt")  # not its voices whose licence forbids changes
 FESTIVAL_VOICES = ("kal_diphone", "ked_diphone", "cmu_us_slt_arctic_hts")
 ACCENTS = ("en", "en-us", "en-us", "en-gb-x-rp", "en-029", "en-gb-scotland", "en-gb-x-gbclan", "en-us-nyc")
 
@@ -157,7 +159,8 @@ def espeak_voices(
     for index in range(count):
         accent = draw.choice(ACCENTS if language == "en" else ("es", "es-419"))
         variant = HELD_OUT_VARIANTS[index % 4] if held_out else draw.choice(plain if index % 2 else variants)
-        pitch, speed, spread = draw.randint(15, 85), draw.randint(115, 220), draw.randint(20, 90)
+        slowest, quickest = (115, 220) if held_out else (105, 240)
+        pitch, speed, spread = draw.randint(15, 85), draw.randint(slowest, quickest), draw.randint(20, 90)
         if not speaker.choose(f"{accent}+{variant}", pitch, speed, spread, 0):
             continue
         words = cw.ENGLISH_NUMBERS if language == "en" else cw.SPANISH_NUMBERS
@@ -175,20 +178,92 @@ def _read(path: Path, words: Sequence[str], starts: Sequence[float] | None = Non
     return as_clip(wave, rate, words, starts)
 
 
-def flite_speaker(name: str, stretch: float) -> Speaker:
-    """flite, a program a word; it does not tell the times of the words of a phrase."""
+def command_speaker(command: Callable[[str, str], list[str]], voice: Voice) -> Speaker:
+    """A program that does not tell when each word of a phrase begins: that is found with the voice's own single words.
+
+    Args:
+        command: From a text and a file to the command that writes it.
+        voice: Whose words are known by the time it says a phrase.
+    """
+
+    def one(item: Sequence[str]) -> Clip | None:
+        with tempfile.NamedTemporaryFile(suffix=".wav") as file:
+            text = " ".join(cw.spoken(word) for word in item)
+            # RHVoice reads its text from the standard input, the others ignore it
+            subprocess.run(command(text, file.name), input=text, text=True, capture_output=True, check=False)
+            clip = _read(Path(file.name), item[:1])
+        if clip is None or len(item) == 1:
+            return clip
+        singles = [voice.words.get(cw.NUMBER_OF[word]) for word in item]
+        return aligned(clip, item, [clips[0] for clips in singles if clips])
 
     def speak(items: Sequence[Sequence[str]]) -> list[Clip | None]:
-        def one(item: Sequence[str]) -> Clip | None:
-            with tempfile.NamedTemporaryFile(suffix=".wav") as file:
-                command = ["flite", "-voice", name, "--setf", f"duration_stretch={stretch}", "-t", cw.spoken(item[0])]
-                subprocess.run([*command, "-o", file.name], capture_output=True, check=False)
-                return _read(Path(file.name), item)
-
         with ThreadPoolExecutor(2) as threads:
             return [*threads.map(one, items)]
 
     return speak
+
+
+def flite_command(name: str, stretch: float) -> Callable[[str, str], list[str]]:
+    command = ["flite", "-voice", name, "--setf", f"duration_stretch={stretch}"]
+    return lambda text, file: [*command, "-t", text, "-o", file]
+
+
+def pico_command(name: str, stretch: float) -> Callable[[str, str], list[str]]:
+    """SVOX Pico speaks higher or lower, too, when it speaks slower or quicker: it has one voice an accent."""
+    marks = f'<speed level="{100 / stretch:.0f}"><pitch level="{100 * stretch**0.7:.0f}">{{}}</pitch></speed>'
+    return lambda text, file: ["pico2wave", "-l", name, "-w", file, marks.format(text)]
+
+
+def rhvoice_command(name: str, stretch: float) -> Callable[[str, str], list[str]]:
+    return lambda text, file: ["RHVoice-test", "-p", name, "-r", f"{100 / stretch:.0f}", "-o", file]
+
+
+def aligned(clip: Clip, words: Sequence[str], singles: Sequence[Clip]) -> Clip | None:
+    """The clip of a phrase with its words' times: where a warped row of the single words fits best.
+
+    Every 10 ms of the single words lie on the same 10 ms of the phrase as the ones before, on the next or on those
+    after the next; phrases whose words are slower than alone, or missing, are given up.
+    """
+    if len(singles) != len(words):
+        return None
+    spectra = [_spectrum(single.samples) for single in singles]
+    template, phrase = np.concatenate(spectra), _spectrum(clip.samples)
+    if len(phrase) > 1.6 * len(template) or len(phrase) < 0.4 * len(template):
+        return None
+    distance = 1 - template @ phrase.T
+    total = np.full(len(phrase) + 2, np.inf, np.float32)  # two columns before the first
+    total[2] = distance[0, 0]
+    steps = np.zeros(distance.shape, np.int8)
+    for row in range(1, len(template)):
+        ways = np.stack([total[2:] + 0.1, total[1:-1], total[:-2] + 0.1])
+        steps[row] = ways.argmin(0)
+        total[2:] = ways.min(0) + distance[row]
+    place, path = len(phrase) - 1, np.zeros(len(template), int)
+    if not np.isfinite(total[-1]) or total[-1] > 0.4 * len(template):
+        return None
+    for row in range(len(template) - 1, -1, -1):
+        path[row] = place
+        place -= int(steps[row, place])
+    firsts = np.cumsum([0, *(len(spectrum) for spectrum in spectra[:-1])])
+    starts = [0.0, *(float(path[first]) * ds.HOP / ds.RATE for first in firsts[1:])]
+    seconds = len(clip.samples) / ds.RATE
+    marks = [
+        (cw.NUMBER_OF[word], start, end) for word, start, end in zip(words, starts, [*starts[1:], seconds], strict=True)
+    ]
+    return None if any(end - start < 0.04 for _, start, end in marks) else Clip(clip.samples, marks)
+
+
+def _spectrum(samples: np.ndarray) -> np.ndarray:
+    """Log spectra every 10 ms in 20 bands without their loudness, of length one."""
+    wave = np.pad(samples.astype(np.float32) / 32768, (120, 400))
+    frames = np.lib.stride_tricks.sliding_window_view(wave, 400)[:: ds.HOP][: max(len(samples) // ds.HOP, 1)]
+    power = np.abs(np.fft.rfft(frames * np.hanning(400).astype(np.float32), 512)) ** 2
+    edges = np.unique(np.geomspace(4, 220, 21).astype(int))
+    bands = np.log(np.add.reduceat(power, edges, axis=1) + 1e-5)
+    loudness = bands.mean(1, keepdims=True)
+    rows = np.concatenate([bands - loudness, 0.5 * (loudness - loudness.max())], 1)
+    return rows / (np.linalg.norm(rows, axis=1, keepdims=True) + 1e-6)
 
 
 def festival_speaker(name: str, stretch: float) -> Speaker:
@@ -223,11 +298,13 @@ def festival_clip(path: Path, item: Sequence[str]) -> Clip | None:
     return _read(path.with_suffix(".wav"), item, [starts[sum(sizes[:number])] for number in range(len(item))])
 
 
-def collected(words: Sequence[int], phrases: list[list[str]], speak: Speaker) -> Voice | None:
+def collected(
+    words: Sequence[int], phrases: list[list[str]], speak: Speaker, voice: Voice | None = None
+) -> Voice | None:
     """A voice's words, phrases and other words; None if it cannot say half of the words."""
+    voice = voice or Voice()
     singles = [cw.WORDS[number] for number in words]
     clips = speak([[word] for word in singles])
-    voice = Voice()
     for number, clip in zip(words, clips, strict=True):
         if clip is not None:
             voice.words[number] = [clip]
@@ -238,6 +315,16 @@ def collected(words: Sequence[int], phrases: list[list[str]], speak: Speaker) ->
         others = speak([[word] for word in cw.OTHER_WORDS])
         voice.others = [clip.samples for clip in others if clip is not None]
     return voice
+
+
+def command_voice(words: Sequence[int], phrases: list[list[str]], command: Callable[[str, str], list[str]]) -> Voices:
+    """The voice of a command, named by its program and options; nothing if the program is missing or mute."""
+    program = command("", "")
+    if not shutil.which(program[0]):
+        return {}
+    voice = Voice()
+    found = collected(words, phrases, command_speaker(command, voice), voice)
+    return {" ".join(program): found} if found else {}
 
 
 def synthetic_voices(count: int, seed: int, held_out: bool = False) -> tuple[Voices, Voices]:
@@ -260,17 +347,20 @@ def synthetic_voices(count: int, seed: int, held_out: bool = False) -> tuple[Voi
         more = lambda: [cw.spanish(draw) for _ in range(20)]  # noqa: E731 (drawn anew for each voice)
         spanish = espeak_voices("es", max(count // 3, 4), more, draw, held_out)
     stretches = (1.0,) if held_out else (0.85, 1.0, 1.2)
-    if shutil.which("flite"):
-        for name in (HELD_OUT_FLITE,) if held_out else ("kal", "awb", "slt"):
-            for stretch in stretches:
-                found = collected(cw.ENGLISH_NUMBERS, [], flite_speaker(name, stretch))
-                english |= {f"flite-{name}-{stretch}": found} if found else {}
     if shutil.which("festival"):
         for name in FESTIVAL_VOICES:
             if (name == HELD_OUT_FESTIVAL) is held_out:
                 for stretch in stretches:
                     found = collected(cw.ENGLISH_NUMBERS, some(120), festival_speaker(name, stretch))
                     english |= {f"festival-{name}-{stretch}": found} if found else {}
+    commands = [flite_command(name, stretch) for name in FLITE_VOICES for stretch in stretches]
+    commands += [rhvoice_command(name, stretch) for name in RHVOICE_VOICES for stretch in stretches]
+    commands += [pico_command(name, stretch) for name in PICO_VOICES for stretch in stretches]
+    for command in [flite_command(HELD_OUT_FLITE, 1.0)] if held_out else commands:
+        english |= command_voice(cw.ENGLISH_NUMBERS, some(120), command)
+    for stretch in () if held_out else stretches:
+        said = [cw.spanish(draw) for _ in range(40)]
+        spanish |= command_voice(cw.SPANISH_NUMBERS, said, pico_command(PICO_SPANISH, stretch))
     return english, spanish
 
 
@@ -280,7 +370,7 @@ def perturbed(voices: Voices, copies: int, seed: int) -> Voices:
     result: Voices = {}
     for name, voice in voices.items():
         for copy in range(copies):
-            pitch, tempo = float(np.exp(draw.uniform(-0.18, 0.18))), float(np.exp(draw.uniform(-0.2, 0.2)))
+            pitch, tempo = float(np.exp(draw.uniform(-0.22, 0.22))), float(np.exp(draw.uniform(-0.25, 0.3)))
             words = {number: [_changed(clip, pitch, tempo) for clip in clips] for number, clips in voice.words.items()}
             phrases = [_changed(clip, pitch, tempo) for clip in voice.phrases]
             result[f"{name}~{copy}"] = Voice(words, phrases, voice.others)

@@ -138,13 +138,18 @@ def stretch(wave: np.ndarray, tempo: float) -> np.ndarray:
     return out[: max(int(len(wave) / tempo), hop)]
 
 
-def perturbed(voices: Voices, copies: int, seed: int, keep: float = 0.35) -> Voices:
-    """Make `copies` virtual speakers of every voice: another pitch and formants (by resampling) and another tempo."""
+def perturbed(
+    voices: Voices, copies: int, seed: int, keep: float = 0.35, most: tuple[float, float] = (0.2, 0.25)
+) -> Voices:
+    """Make `copies` virtual speakers of every voice: another pitch and formants (by resampling) and another tempo.
+
+    `most` are the largest logarithms of both changes; `keep` of the speakers keep their recordings' own speed.
+    """
     draw = np.random.default_rng(seed)
     result: Voices = {}
     for name, digits in voices.items():
         for copy in range(copies):
-            pitch, tempo = float(np.exp(draw.uniform(-0.2, 0.2))), float(np.exp(draw.uniform(-0.25, 0.25)))
+            pitch, tempo = (float(np.exp(draw.uniform(-width, width))) for width in most)
             if draw.random() < keep / 2:
                 pitch = 1.0
             if draw.random() < keep:

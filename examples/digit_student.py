@@ -11,7 +11,8 @@ import random
 
 import torch
 from digit_batches import IGNORE, LAST_POSITION, ORDERS
-from digit_checkpoint import EOT, FIRST_TIME, GUIDED, WORD_TOKEN, model_config
+from digit_checkpoint import EOT, FIRST_TIME, VOCABULARY, WORD_TOKEN
+from tiny_whisper import GUIDED
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (its usual name)
 
@@ -66,12 +67,12 @@ def listen_ahead(attention: nn.Module, heads: list[int], size: int, frames: int,
 class Student(nn.Module):
     """The Whisper model with a frame classifier and a view of its guided cross-attention heads."""
 
-    config = staticmethod(model_config)
+    vocabulary = VOCABULARY
     word_token, end, first_time = WORD_TOKEN, EOT, FIRST_TIME  # ids: the words lie between the first two
 
     def __init__(self) -> None:
         super().__init__()
-        self.whisper = WhisperForConditionalGeneration(self.config())
+        self.whisper = WhisperForConditionalGeneration(self.vocabulary.model_config())
         self.silence = self.end - self.word_token  # the class of a frame without a word
         self.whisper.set_attn_implementation("eager")  # quicker than sdpa in bfloat16 on a CPU
         self.frame_head = nn.Linear(self.whisper.config.d_model, self.silence + 1)

@@ -23,7 +23,7 @@ import commands_voices as cv
 import digit_strings as ds
 import torch
 from commands_batches import Batches, Teachers
-from commands_checkpoint import save_model, take_weights
+from commands_checkpoint import VOCABULARY, take_weights
 from commands_scores import evaluate
 from commands_student import Student
 from digit_batches import Clock
@@ -102,7 +102,7 @@ class Averaging(TrainerCallback):
     def save(self, folder: Path) -> None:
         start = "whisper."
         part = {name.removeprefix(start): value for name, value in self.average.items() if name.startswith(start)}
-        save_model(part, folder)
+        VOCABULARY.save_model(part, folder)
 
     def state(self) -> dict[str, float]:
         """What a checkpoint keeps."""
@@ -163,10 +163,11 @@ def load_voices(args: argparse.Namespace) -> Teachers:
     if not cache.exists():
         names = [path.name for path in sorted(args.data.iterdir()) if path.is_dir() and path.name != args.hold_out]
         recorded = ds.read_recordings(args.data, range(5, 50), names)
-        real = cv.real_voices(ds.perturbed(recorded, args.copies, args.seed) | recorded)
+        real = cv.real_voices(ds.perturbed(recorded, args.copies, args.seed, most=(0.26, 0.4)) | recorded)
         english, spanish = cv.synthetic_voices(args.voices, args.seed)
-        few = {name: voice for name, voice in english.items() if not name.startswith("espeak")}
-        english |= cv.perturbed(few, 4, args.seed)
+        for voices in (english, spanish):
+            few = {name: voice for name, voice in voices.items() if not name.startswith("espeak")}
+            voices |= cv.perturbed(few, 4, args.seed)
         fresh = cache.with_suffix(".new")
         fresh.write_bytes(pickle.dumps((real, english, spanish), pickle.HIGHEST_PROTOCOL))
         fresh.replace(cache)
@@ -190,7 +191,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=1_000_000, help="end after so many steps at the latest")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --work")
     parser.add_argument("--rate", type=float, default=1.5e-3, help="highest learning rate")
-    parser.add_argument("--copies", type=int, default=16, help="virtual speakers made of every speaker")
+    parser.add_argument("--copies", type=int, default=24, help="virtual speakers made of every speaker")
     parser.add_argument("--voices", type=int, default=200, help="English voices to draw from espeak-ng")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1)
@@ -198,7 +199,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--save-steps", type=int, default=400)
     parser.add_argument("--snapshot-minutes", type=float, default=4.0, help="minutes between snapshots of the average")
     parser.add_argument("--evaluate", action="store_true", help="measure the model in --output instead of training")
-    parser.add_argument("--prompts", type=Path, default=None, help="with --evaluate: a folder of recorded prompts")
+    parser.add_argument("--prompts", type=Path, nargs="*", default=(), help="with --evaluate: folders of prompts")
     return parser.parse_args()
 
 

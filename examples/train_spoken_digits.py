@@ -25,7 +25,7 @@ import digit_strings as ds
 import numpy as np
 import torch
 from digit_batches import Batches, Clock
-from digit_checkpoint import save_model
+from digit_checkpoint import VOCABULARY
 from digit_scores import evaluate
 from digit_student import Student
 from torch import Tensor, nn
@@ -59,7 +59,7 @@ def train(args: argparse.Namespace) -> None:
         helper.join()
     torch.save({"average": average}, args.work / "final.pt")
     whisper = {name.removeprefix("whisper."): value for name, value in average.items() if name.startswith("whisper.")}
-    save_model(whisper, args.output)
+    VOCABULARY.save_model(whisper, args.output)
 
 
 def work(

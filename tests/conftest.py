@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -36,6 +37,19 @@ def gemmas() -> ModuleType:
 def launches() -> ModuleType:
     """Counters of what a step would ask of a GPU; see generation/launches.py."""
     return _beside("generation", "launches.py")
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch, launches: ModuleType) -> Any:
+    """A machine that can capture, or believes so; see generation/graphs.py."""
+    from audiomm.generation import runners
+
+    fake = _beside("generation", "graphs.py").FakeGraphs
+    fake.is_view = staticmethod(launches.is_view)
+    monkeypatch.setattr(runners, "_can_capture", lambda device: True)
+    monkeypatch.setattr(runners, "Graphs", fake)
+    monkeypatch.setattr(runners, "_GRAPHS", {})
+    return fake
 
 
 def _beside(*place: str) -> ModuleType:

@@ -25,7 +25,7 @@ from audiomm.base.errors import (
 )
 from audiomm.feature_extraction import WhisperFeatureExtractor
 from audiomm.feature_extraction.mel import plain_log_mel
-from audiomm.media import load_audio
+from audiomm.media import load_audio, samples
 
 
 @pytest.fixture
@@ -123,6 +123,18 @@ def test_integers_are_scaled(extractor, speech):
     wanted = features(extractor, integers / np.float32(32768))
     torch.testing.assert_close(features(extractor, integers), wanted, atol=1e-7, rtol=0)
     torch.testing.assert_close(features(extractor, [torch.from_numpy(integers)]), wanted, atol=1e-7, rtol=0)
+
+
+def test_integers_are_not_looked_at_which_would_wait_for_their_device(extractor, speech, monkeypatch):
+    integers = (speech * 20_000).astype(np.int16)
+    wanted = [features(extractor, batch) for batch in (integers, [integers, speech])]
+    seen = []
+    monkeypatch.setattr(samples, "check_finite", lambda waveform, where: seen.append(where))
+    for form in (integers, torch.from_numpy(integers), integers[None], torch.from_numpy(integers)[None]):
+        assert torch.equal(features(extractor, form), wanted[0])
+    assert seen == []
+    assert torch.equal(features(extractor, [integers, speech]), wanted[1])
+    assert seen == ["clip 1"]
 
 
 def test_batches_may_be_lists_tuples_and_arrays(extractor, speech):

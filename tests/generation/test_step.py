@@ -5,109 +5,25 @@ from __future__ import annotations
 import copy
 import pickle
 from concurrent.futures import ThreadPoolExecutor
-from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from audiomm import WhisperForConditionalGeneration
 from audiomm.base.errors import GenerationError, NumericalError
-from audiomm.generation import CompileConfig, GenerationMixin, MaxLengthCriteria, StoppingCriteria, TextStreamer, step
+from audiomm.generation import (
+    CompileConfig,
+    GenerationMixin,
+    MaxLengthCriteria,
+    StoppingCriteria,
+    TextStreamer,
+    runners,
+    step,
+)
 from audiomm.models.gemma3n import Gemma3nForCausalLM, Gemma3nTextConfig
 
 EOS = 90
-
-
-class Recorder(TorchDispatchMode):
-    """Records operations on tensors at fixed addresses, as a CUDA graph does, and undoes what they changed."""
-
-    def __init__(self, is_view: Any) -> None:
-        super().__init__()
-        self._is_view = is_view
-        self._calls: list[tuple[Any, Any, Any, Any]] = []
-        self._before: list[tuple[torch.Tensor, torch.Tensor]] = []
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        name = function.overloadpacket.__name__
-        if name in ("_local_scalar_dense", "nonzero", "lift_fresh"):
-            raise RuntimeError(f"{name}: operation not permitted when stream is capturing")
-        for spec, value in zip(function._schema.arguments, args, strict=False):
-            self._keep(spec, value)
-        for spec in function._schema.arguments:
-            self._keep(spec, kwargs.get(spec.name))
-        result = function(*args, **kwargs)
-        if not name.startswith("empty") and not self._is_view(function, args, result):
-            self._calls.append((function, args, kwargs, result))
-        return result
-
-    def _keep(self, spec: Any, value: Any) -> None:
-        if isinstance(value, torch.Tensor) and spec.alias_info is not None and spec.alias_info.is_write:
-            self._before.append((value, value.clone()))
-
-    def undo(self) -> None:
-        for tensor, value in reversed(self._before):
-            tensor.copy_(value)
-
-    def replay(self) -> None:
-        for function, args, kwargs, result in self._calls:
-            outcome = function(*args, **kwargs)
-            pairs = zip((result,), (outcome,), strict=True) if isinstance(result, torch.Tensor) else ()
-            if isinstance(result, (tuple, list)):
-                pairs = zip(result, outcome, strict=True)
-            for old, new in pairs:
-                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
-                    old.copy_(new)
-
-
-class FakeGraphs:
-    """CUDA graphs on the CPU: recording leaves all tensors as they are, replaying runs no code of the host."""
-
-    captures, replays, warm_ups = 0, 0, 0
-    generators: ClassVar[list[Any]] = []
-    fails = False
-    is_view: Any = None
-
-    @classmethod
-    def clear(cls) -> None:
-        cls.captures, cls.replays, cls.warm_ups, cls.generators, cls.fails = 0, 0, 0, [], False
-
-    def warm(self, function: Any) -> None:
-        type(self).warm_ups += 1
-        function()
-
-    def capture(self, function: Any, generators: list[Any]) -> Any:
-        if self.fails:
-            function.__self__.cache.note(1)
-            raise RuntimeError("operation not permitted when stream is capturing")
-        sources = [torch.default_generator, *generators]
-        states = [source.get_state() for source in sources]
-        with Recorder(self.is_view) as recorder:
-            function()
-        recorder.undo()
-        for source, state in zip(sources, states, strict=True):
-            source.set_state(state)
-        type(self).captures += 1
-        type(self).generators = generators
-
-        def replay() -> None:
-            type(self).replays += 1
-            recorder.replay()
-
-        return replay
-
-
-@pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch, launches: ModuleType) -> type[FakeGraphs]:
-    """A machine that can capture, or believes so."""
-    FakeGraphs.clear()
-    FakeGraphs.is_view = staticmethod(launches.is_view)
-    monkeypatch.setattr(step, "_can_capture", lambda device: True)
-    monkeypatch.setattr(step, "Graphs", FakeGraphs)
-    monkeypatch.setattr(step, "_GRAPHS", {})
-    return FakeGraphs
 
 
 @pytest.fixture
@@ -268,13 +184,13 @@ def test_a_streamer_gets_its_tokens_step_by_step(hear, graphs, capsys):
 
 
 def test_the_switch_turns_capture_off(hear, graphs, monkeypatch):
-    monkeypatch.setenv(step.SWITCH, "0")
+    monkeypatch.setenv(runners.SWITCH, "0")
     hear()
     assert graphs.warm_ups == 0
 
 
 def test_without_a_device_that_captures_nothing_is_captured(hear, monkeypatch):
-    monkeypatch.setattr(step, "Graphs", None)
+    monkeypatch.setattr(runners, "Graphs", None)
     hear()
 
 
@@ -296,7 +212,7 @@ def test_a_model_without_a_quick_step_is_not_captured(hear, graphs, model):
 
 
 def test_what_moved_or_changed_its_shape_is_named_with_the_way_out():
-    runner = step.Runner()
+    runner = runners.Runner()
     keys = torch.zeros(2, 3)
     runner.check({"keys of layer 0": keys})
     runner.check({"keys of layer 0": keys})
@@ -334,19 +250,19 @@ def test_copies_and_pickles_of_a_model_start_without_workplaces(hear, model, mon
     keeper = model.quick_step() or model
     assert len(vars(keeper)["_workplaces"]._free) == 1
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        kept = vars(other.quick_step() or other).get("_workplaces", step.Workplaces())
+        kept = vars(other.quick_step() or other).get("_workplaces", runners.Shelf())
         assert len(kept._free) == 0
         assert set(other.state_dict()) == names
 
 
 def test_few_workplaces_are_kept():
-    places = step.Workplaces()
-    made = [step.Workplace("captured", 64, True) for _ in range(step.KEPT + 1)]
+    places = runners.Shelf()
+    made = [step.Workplace("captured", 64, True) for _ in range(runners.KEPT + 1)]
     for number, place in enumerate(made):
         places.give_back(number, place)
     assert places.take(0) is None
-    assert places.take(step.KEPT) is made[-1]
-    assert places.take(step.KEPT) is None
+    assert places.take(runners.KEPT) is made[-1]
+    assert places.take(runners.KEPT) is None
 
 
 def test_a_cache_that_was_handed_out_is_not_used_again(hear, graphs):

@@ -88,6 +88,16 @@ def test_nothing_on_the_fast_roads_waits_for_the_device(experts, monkeypatch):
         experts(torch.randn(tokens, WIDTH), weights, chosen)
 
 
+@pytest.mark.parametrize(("tokens", "budget"), [(1, 10), (4, 12)])
+def test_experts_that_are_read_in_place_cost_few_launches(experts, launches, tokens, budget):
+    weights, chosen = routing("random", tokens)
+    hidden = torch.randn(tokens, WIDTH)
+    with torch.no_grad(), launches.Launches() as count:
+        experts._grouped(hidden, weights, chosen)
+    assert count.waits == []
+    assert count.total <= budget, dict(count.names)
+
+
 def test_a_router_weighs_the_best_experts_by_their_share_and_scale():
     torch.manual_seed(1)
     router = Router(WIDTH, COUNT, ACTIVE, 1e-6)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from torch import nn
 from audiomm import AutoModelForSpeechSeq2Seq, LoraConfig, WhisperForConditionalGeneration, pipeline
 from audiomm.base import quantization
 from audiomm.base.errors import ConfigError, MissingExtra, SaveError
+from audiomm.layers.experts import Experts
+from audiomm.layers.int8_experts import Int8Experts
 from audiomm.layers.quantized import Int8Linear
 from audiomm.training.lora import add_lora
 
@@ -76,16 +79,48 @@ def test_gemmas_load_in_eight_bits_with_towers_and_answer_nearly_alike(gemmas, g
     assert rounded.generate(ids, max_new_tokens=3, do_sample=False).shape[0] == 2
 
 
-def test_experts_stay_as_they_are_and_that_is_said(gemmas, tmp_path, caplog):
-    model = gemmas.gemma4_model(gemmas.processor_4(), "experts")
-    model.save_pretrained(tmp_path)
+@pytest.fixture
+def experts_folder(gemmas, tmp_path) -> Path:
+    gemmas.gemma4_model(gemmas.processor_4(), "experts").save_pretrained(tmp_path / "experts")
+    return tmp_path / "experts"
+
+
+def test_experts_are_in_eight_bits_too_and_answer_nearly_alike(gemmas, experts_folder, caplog):
+    kind = type(gemmas.gemma4_model(gemmas.processor_4(), "experts"))
+    plain = kind.from_pretrained(experts_folder)
     with caplog.at_level(logging.WARNING):
-        rounded = type(model).from_pretrained(tmp_path, quantize="int8")
-    assert "experts" in caplog.text
-    assert "not quantised" in caplog.text
-    stacks = [weight for name, weight in rounded.named_parameters() if "experts" in name and weight.dim() == 3]
-    assert stacks
-    assert all(weight.dtype == torch.float32 for weight in stacks)
+        rounded = kind.from_pretrained(experts_folder, quantize="int8")
+    assert caplog.text == ""
+    stacks = [module for module in rounded.modules() if isinstance(module, Int8Experts)]
+    assert len(stacks) == sum(isinstance(module, Experts) for module in plain.modules()) > 0
+    assert not any(isinstance(module, Experts) or weight.dim() == 3 and "experts" in name
+                   for module in rounded.modules() for name, weight in module.named_parameters())  # fmt: skip
+    assert not any(weight.is_meta for weight in (*rounded.parameters(), *rounded.buffers()))
+    ids = torch.randint(5, 30, (2, 9))
+    with torch.no_grad():
+        wanted, made = plain(input_ids=ids).logits, rounded(input_ids=ids).logits
+        alone = rounded(input_ids=ids[:1]).logits
+    assert 1e-5 < difference(made, wanted) < 0.2
+    assert (made[:1] - alone).abs().max() <= 1e-5 * max(1.0, float(made.abs().max()))
+    assert rounded.quick_step() is not None
+    with pytest.raises(SaveError, match="loaded with quantize='int8' and cannot be saved"):
+        rounded.save_pretrained(experts_folder / "new")
+
+
+def test_quick_and_slow_steps_of_experts_in_eight_bits_write_the_same(gemmas, experts_folder, monkeypatch):
+    kind = type(gemmas.gemma4_model(gemmas.processor_4(), "experts"))
+    rounded, ids = kind.from_pretrained(experts_folder, quantize="int8"), torch.randint(5, 30, (2, 9))
+    quick = rounded.generate(ids, max_new_tokens=8, do_sample=False)
+    monkeypatch.setattr(kind, "quick_step", lambda self: None)
+    assert torch.equal(rounded.generate(ids, max_new_tokens=8, do_sample=False), quick)
+
+
+def test_schemes_of_torchao_say_that_they_leave_experts_as_they_are(gemmas, experts_folder, monkeypatch, caplog):
+    scheme = SimpleNamespace(Int8WeightOnlyConfig=object, quantize_=lambda *args, **kwargs: None)
+    monkeypatch.setattr(quantization, "_torchao", lambda: scheme)
+    with caplog.at_level(logging.WARNING):
+        type(gemmas.gemma4_model(gemmas.processor_4(), "experts")).from_pretrained(experts_folder, quantize="int8wo")
+    assert "quantize='int8wo' leaves the weights of experts as they are" in caplog.text
 
 
 def test_what_is_saved_in_float16_is_calculated_in_float32_beside_the_rounded_maps(folder, tmp_path):

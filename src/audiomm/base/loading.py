@@ -138,9 +138,10 @@ def fill(
     names = {source: name for name, source in sources.items()}
     needed = model.state_dict()
     for source, tensor in checkpoint.tensors(list(names)):
-        module = model.get_submodule(names[source].rpartition(".")[0])
-        takes = hasattr(module, "take_weight") and names[source].endswith(".weight")
-        kind = dtype if takes or needed[names[source]].is_floating_point() else needed[names[source]].dtype
+        parent, _, leaf = names[source].rpartition(".")
+        # A table that may stay where it is, a map that rounds what it is given.
+        take = getattr(model.get_submodule(parent), f"take_{leaf}", None)
+        kind = dtype if take is not None or needed[names[source]].is_floating_point() else needed[names[source]].dtype
         if tensor.is_floating_point() != kind.is_floating_point:
             raise CheckpointMismatchError(
                 f"{source} in {checkpoint.name!r} is of type {checkpoint.dtypes[source]}; "
@@ -154,8 +155,8 @@ def fill(
                 "verify=False loads them all the same."
             )
         device = _device_of(names[source], devices)
-        if takes:  # a table that may stay where it is, a map that rounds what it is given
-            module.take_weight(tensor, device, dtype)
+        if take is not None:
+            take(tensor, device, dtype)
         else:
             _assign(model, names[source], tensor.to(device=device, dtype=kind))
 

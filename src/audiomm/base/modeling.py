@@ -20,7 +20,15 @@ from .errors import ConfigError, SaveError, UnsafeCheckpointError
 from .hub import Source, make_folder
 from .loading import compare, fill, initialise, pick_dtype
 from .placement import dispatch, plan_devices
-from .quantization import apply_torchao, fill_tied, quantised_linears, refuse_quantised, settle_scheme, stand_in
+from .quantization import (
+    apply_torchao,
+    fill_tied,
+    quantised_linears,
+    quantised_parts,
+    refuse_quantised,
+    settle_scheme,
+    stand_in,
+)
 from .staging import staged
 from .weights import find_checkpoint, parse_dtype, save_weights, weight_files
 
@@ -46,6 +54,7 @@ class PreTrainedModel(nn.Module):
         ignored_weights: Patterns of names in a checkpoint that this class has no use for.
         renamed_weights: (pattern, replacement) for names that other classes of the family give to the same weights.
         quantized_linear: What takes the place of linear maps in a model of 8-bit weights.
+        quantized_parts: What takes the place of other modules there, by class.
         float_linears: Patterns of the names of linear maps that are never quantised.
         quantization: The scheme this model was quantised by, or None.
     """
@@ -59,6 +68,7 @@ class PreTrainedModel(nn.Module):
     renamed_weights: ClassVar[tuple[tuple[str, str], ...]] = ()
     no_split_modules: ClassVar[tuple[str, ...]] = ()
     quantized_linear: ClassVar[Any] = None
+    quantized_parts: ClassVar[dict[type[nn.Module], Any]] = {}
     float_linears: ClassVar[tuple[str, ...]] = ()
     quantization: str | None = None
 
@@ -304,7 +314,7 @@ class PreTrainedModel(nn.Module):
         scheme, target = settle_scheme(quantize, dtype, target, devices)
         linears = quantised_linears(model, fresh) if scheme is not None else {}
         if scheme == "int8":
-            stand_in(model, linears)
+            stand_in(model, linears, quantised_parts(model, fresh))
         fill(model, checkpoint, report.sources, target, devices, verify)
         initialise(model, fresh, target, devices)
         model.tie_weights()

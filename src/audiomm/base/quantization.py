@@ -1,8 +1,8 @@
 """Weights in fewer bits: which scheme a call of from_pretrained means, and which linear maps take part.
 
 "int8" is done while the checkpoint is read, tensor by tensor, so the peak of memory is that of the quantised model
-and one tensor. Schemes of torchao are applied to the loaded model. Embedding tables, norms, convolutions, routers
-and the stacked weights of experts stay as they are.
+and one tensor. Schemes of torchao are applied to the loaded model. Embedding tables, norms, convolutions and routers
+stay as they are, and with schemes of torchao the stacked weights of experts, too.
 """
 
 from __future__ import annotations
@@ -97,29 +97,26 @@ def quantised_linears(model: Any, kept: list[str]) -> dict[str, nn.Linear]:
         raise ConfigError(f"{type(model).__name__} cannot be quantised: load it without quantize=.")
     stays = [re.compile(pattern) for pattern in model.float_linears]
     fresh = {name.rpartition(".")[0] for name in kept}
-    found = {
+    return {
         name: module
         for name, module in model.named_modules()
         if type(module) is nn.Linear and name not in fresh and not any(one.search(name) for one in stays)
     }
-    stacks = [
-        name
-        for name, weight in model.named_parameters()
-        if weight.dim() == 3 and "expert" in name and "conv" not in name
-    ]
-    if stacks:
-        logger.warning(
-            "%s: the weights of the experts (%d tensors, %s among them) are not quantised.",
-            type(model).__name__, len(stacks), stacks[0],
-        )  # fmt: skip
-    return found
 
 
-def stand_in(model: Any, linears: dict[str, nn.Linear]) -> None:
-    """Put a map that quantises what it is given in the place of each linear map; on the meta device."""
-    for name, linear in linears.items():
+def quantised_parts(model: Any, kept: list[str]) -> dict[str, nn.Module]:
+    """{name: module} of what takes part besides linear maps: experts. `kept` as for `quantised_linears`."""
+    fresh = {name.rpartition(".")[0] for name in kept}
+    parts = model.named_modules()
+    return {name: module for name, module in parts if type(module) in model.quantized_parts and name not in fresh}
+
+
+def stand_in(model: Any, linears: dict[str, nn.Linear], parts: dict[str, nn.Module]) -> None:
+    """Put a module that quantises what it is given in the place of each linear map and part; on the meta device."""
+    for name, module in {**linears, **parts}.items():
         parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, model.quantized_linear.empty_like(linear))
+        kind = model.quantized_linear if name in linears else model.quantized_parts[type(module)]
+        setattr(model.get_submodule(parent), leaf, kind.empty_like(module))
     model.quantization = "int8"
 
 
@@ -137,6 +134,12 @@ def apply_torchao(model: Any, scheme: str, linears: dict[str, nn.Linear]) -> Non
     kind = getattr(quantisation, TORCHAO_SCHEMES[scheme], None)
     if kind is None:
         raise ConfigError(f"quantize={scheme!r}: this version of torchao has no {TORCHAO_SCHEMES[scheme]}; upgrade it.")
+    parts = quantised_parts(model, [])
+    if parts:
+        logger.warning(
+            "%s: quantize=%r leaves the weights of experts as they are (%d layers, %s among them).",
+            type(model).__name__, scheme, len(parts), next(iter(parts)),
+        )  # fmt: skip
     chosen = set(linears.values())
     quantisation.quantize_(model, kind(), filter_fn=lambda module, name: module in chosen)
     model.quantization = scheme

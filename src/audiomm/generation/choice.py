@@ -48,6 +48,7 @@ class Choice:
 
     def __init__(self, request: DecodeRequest, scores: Tensor) -> None:
         rows, vocabulary = scores.shape
+        self.vocabulary = vocabulary
         self.rules, self.warpers = Rules(request.processors), Rules(request.warpers)
         self.samples, self.generators = bool(request.config.do_sample), request.generators
         ends = [rule for rule in request.stopping if type(rule) is EosTokenCriteria]
@@ -77,6 +78,12 @@ class Choice:
         other = copy(self)
         other.rules, other.warpers = self.rules.frozen(), self.warpers.frozen()
         return other
+
+    def keep(self, rows: Tensor) -> None:
+        """Row i becomes what row rows[i] was, and there are no others."""
+        self.rules.keep(rows)
+        self.warpers.keep(rows)
+        self._tokens = self._tokens.new_zeros(len(rows))
 
     def pick(self, ids: Tensor, logits: Tensor, slot: Slot) -> Tensor:
         """Choose the tokens after ids (rows, length) from logits (rows, vocabulary), and fill the slot.

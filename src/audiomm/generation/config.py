@@ -114,6 +114,7 @@ class GenerationConfig:
     prompt_lookup_num_tokens: int | None
     max_matching_ngram_size: int | None
     max_cache_len: int | None
+    cross_cache_dtype: str | None
     compile_config: CompileConfig | dict[str, Any] | None
     disable_compile: bool | None
 

@@ -1,7 +1,7 @@
 """The state of a decoding run and its single steps: what greedy, sampling and beam search share.
 
-The state is one visible dataclass (after gemma's `SamplingState`); a step is tensors in, tensors out. Whether all
-rows are done is read from the device one step late, so that the next step is already under way: the answer is exact,
+The state is one visible dataclass (after gemma's `SamplingState`); a step is tensors in, tensors out. Which rows
+are done is read from the device one step late, so that the next step is already under way: the answer is exact,
 the step too many is dropped.
 """
 
@@ -216,28 +216,40 @@ class Record:
 
 
 class StopFlag:
-    """Tells whether all rows are done: at once on the CPU, one step late on a device that works ahead."""
+    """Tells which rows are done: at once on the CPU, one step late on a device that works ahead."""
 
     def __init__(self, device: torch.device, at_once: bool) -> None:
         self._lags = device.type == "cuda" and not at_once
         # The answer of one step is read while that of the next is on its way.
-        self._answers = [torch.empty((), dtype=torch.bool, pin_memory=True) for _ in range(2)] if self._lags else []
+        self._answers: list[Tensor] = []
         self._copied: torch.cuda.Event | None = None
 
     def is_set(self, going: Tensor) -> bool:
         """True when none of `going` (rows,) holds, or none held a step ago."""
+        return not any(self.rows(going))
+
+    def rows(self, going: Tensor) -> list[bool]:
+        """`going` (rows,), or what it was a step ago; all True where nothing is known yet."""
         if not self._lags:
-            return not any(going.tolist())
+            answer: list[bool] = going.tolist()
+            return answer
+        if not self._answers or self._answers[0].shape != going.shape:
+            self._answers = [torch.empty(going.shape, dtype=torch.bool, pin_memory=True) for _ in range(2)]
+            self.forget()
         earlier, later = self._answers
+        answer = [True] * len(going)
         if self._copied is not None:
             self._copied.synchronize()
-            if not bool(earlier):
-                return True
-        later.copy_(going.any(), non_blocking=True)
+            answer = earlier.tolist()
+        later.copy_(going, non_blocking=True)
         self._copied = torch.cuda.Event()
         self._copied.record()
         self._answers = [later, earlier]
-        return False
+        return answer
+
+    def forget(self) -> None:
+        """Rows have become others: what is on its way says nothing about them."""
+        self._copied = None
 
 
 def start(
@@ -260,12 +272,17 @@ def start(
     limit = unseen + max(request.max_length, config.max_cache_len or 0)
     cache = None if place is None else place.empty_cache(limit)
     if cache is None:
-        limit = limit if place is None else max(limit, place.capacity)
-        cache = request.model.make_cache(rows, max_length=limit, fixed=fixed)
+        room = limit if place is None else max(limit, place.capacity)
+        cache = request.model.make_cache(rows, max_length=room, fixed=fixed)
+        if config.cross_cache_dtype is not None:
+            cache.keep_cross_in(config.cross_cache_dtype)
     inputs = dict(request.model_inputs)
     if config.prefill_chunk_size is not None and "prefill_chunk_size" in signature(request.model.prefill).parameters:
         inputs["prefill_chunk_size"] = config.prefill_chunk_size
-    output = request.model.prefill(prompt, cache, attention_mask=request.prompt_mask, **inputs, **request.flags)
+    if place is None:
+        output = request.model.prefill(prompt, cache, attention_mask=request.prompt_mask, **inputs, **request.flags)
+    else:
+        output = place.read_prompt(request, cache, inputs, limit)
     logits, hidden = last_logits(output), output.get("last_hidden_state")
     hidden = None if hidden is None else hidden[:, -1:].repeat_interleave(copies, dim=0)
     record.add_output(output, copies)
@@ -274,9 +291,7 @@ def start(
         logits = logits.repeat_interleave(copies, dim=0)
         prompt = prompt.repeat_interleave(copies, dim=0)
     rows, device = rows * copies, logits.device
-    make, length = (_filled, request.max_length) if place is None else (place.tensor, place.capacity)
-    if place is not None:
-        place.cache = cache
+    make, length = (filled, request.max_length) if place is None else (place.tensor, place.capacity)
     tokens = make("tokens", (rows, length), request.pad_token, device, torch.long)
     tokens[:, :prompt_length] = prompt
     chosen = make("chosen", (length, rows), 0.0, device, torch.float32) if request.logprobs else None
@@ -295,7 +310,8 @@ def start(
     return state, logits
 
 
-def _filled(name: str, shape: tuple[int, ...], value: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
+def filled(name: str, shape: tuple[int, ...], value: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """A new tensor full of `value`; in runs at fixed addresses `Workplace.tensor` stands for this."""
     return torch.full(shape, value, device=device, dtype=dtype)
 
 

@@ -140,6 +140,7 @@ FIELDS: dict[str, Rule] = {
     "cache_implementation": _one_of(*CACHES),
     "cache_config": _anything,
     "max_cache_len": _integer(1),
+    "cross_cache_dtype": _one_of("int8", "fp8"),
     # how tokens are chosen
     "temperature": _number(0.0),
     "top_k": _integer(0),

@@ -24,7 +24,7 @@ from .warpers import (
     TypicalLogitsWarper,
 )
 
-#: Rules that look at no more than the two newest tokens and do the same at every length: fit for a captured step.
+#: Rules that look at no more than the newest token and do the same at every length: fit for a captured step.
 _TENSOR_ONLY = {
     BannedTokens,
     EpsilonLogitsWarper,
@@ -92,11 +92,32 @@ class Rules:
         rules.steps, rules.until = self.steps, FOREVER
         return rules
 
-    def take(self, other: Rules) -> None:
-        """Go on from the state of other rules with the same key; the tensors stay where they are."""
+    def is_settled_at(self, length: int) -> bool:
+        """Whether the rules do the same at every length from this one on, and are no more than tensors."""
+        found = [_at_length(processor, length) for processor in self.processors]
+        return all(until == FOREVER and (rule is None or type(rule) in _TENSOR_ONLY) for rule, until in found)
+
+    def take(self, other: Rules, rows: Tensor | None = None) -> None:
+        """Go on from the state of other rules with the same key; the tensors stay where they are.
+
+        Args:
+            rows: (n,) where the n rows of the other rules go; None: all rows, in order.
+        """
         for rule, given in zip(self.steps, other.steps, strict=True):
             if isinstance(rule, TimestampState):
-                rule.take(given)
+                rule.take(given, rows)
+
+    def keep(self, rows: Tensor) -> None:
+        """Row i becomes what row rows[i] was, and there are no others."""
+        for rule in self.steps:
+            if isinstance(rule, TimestampState):
+                rule.keep(rows)
+
+    def hold(self) -> None:
+        """Bring the state to where it was before the last call; see `TimestampState.hold`."""
+        for rule in self.steps:
+            if isinstance(rule, TimestampState):
+                rule.hold()
 
 
 def _copy(input_ids: Tensor, scores: Tensor) -> Tensor:

@@ -96,20 +96,19 @@ class WhisperTimeStampLogitsProcessor(LogitsProcessor):
         return scores.masked_fill((stamps > text) & ~is_timestamp, MINUS_INFINITY)
 
     def at_length(self, length: int) -> tuple[Any, int]:
-        # The first two tokens have rules of their own.
-        second = self.begin_index + 1
-        return (self, length + 1) if length <= second else (TimestampState(self), FOREVER)
+        # The first token has rules of its own.
+        return (self, length + 1) if length <= self.begin_index else (TimestampState(self), FOREVER)
 
 
 class TimestampState:
-    """The same rules for a loop that adds one token after the other: what they need of the past is one number a row.
+    """The same rules for a loop that adds one token after the other: what they need of the past is kept for each row.
 
-    Kernels are few, since each of them costs as much as the numbers it works on: the class of the two newest tokens
-    comes from a table, and the rest is arithmetic with it, in which 0 * log 0 is 0. Only the text part and the
-    timestamp part of the scores are looked at, never a mask of the whole vocabulary.
+    Kernels are few, since each of them costs as much as the numbers it works on: the class of the newest token comes
+    from a table, that of the one before is kept, and the rest is arithmetic with them, in which 0 * log 0 is 0. Only
+    the text part and the timestamp part of the scores are looked at, never a mask of the whole vocabulary.
 
     Args:
-        rules: Whose rules; two or more tokens have been generated under them.
+        rules: Whose rules; at least one token has been generated under them.
     """
 
     def __init__(self, rules: WhisperTimeStampLogitsProcessor) -> None:
@@ -122,6 +121,9 @@ class TimestampState:
         self._numbers = torch.empty(0)
         #: (rows, 1) the last timestamp but for the newest token; the id before all timestamps where there is none.
         self._last = torch.empty(0)
+        #: (rows, 3) of the table: the token before the newest one. It is another tensor after each call; `hold` writes
+        #: it to where it was before.
+        self._before = self._held = torch.empty(0)
 
     def begin(self, ids: Tensor, vocabulary: int) -> None:
         """Read the state from the tokens so far, (rows, length)."""
@@ -131,26 +133,49 @@ class TimestampState:
         self._table = torch.stack((is_stamp, numbers * is_stamp, torch.where(is_stamp > 0, 2.0**30, -1.0)), dim=1)
         self._numbers = numbers[first - 1 :]
         earlier = ids[:, self._begin_index : -1]
-        places = torch.arange(1, earlier.shape[1] + 1, device=ids.device)
-        place = ((earlier >= first) * places).amax(dim=1, keepdim=True)
-        last = earlier.gather(1, (place - 1).clamp(min=0))
-        self._last = torch.where(place > 0, last, first - 1).float()
+        # A single token counts as the second of a pair: as if a timestamp stood before it.
+        before = earlier[:, -1] if earlier.shape[1] else ids.new_full((len(ids),), first)
+        self._before = self._held = self._table[before]
+        earlier = torch.cat((ids.new_full((len(ids), 1), first - 1), earlier), dim=1)
+        places = torch.arange(earlier.shape[1], device=ids.device)
+        self._last = earlier.gather(1, ((earlier >= first) * places).amax(dim=1, keepdim=True)).float()
 
-    def take(self, other: TimestampState) -> None:
-        """Go on from the state of another; the tensors stay where they are."""
-        self._last.copy_(other._last)
+    def take(self, other: TimestampState, rows: Tensor | None = None) -> None:
+        """Go on from the state of another, all rows or those whose numbers are given; the tensors stay where they are.
+
+        Args:
+            rows: (n,) where the n rows of the other go.
+        """
+        self.hold()
+        for mine, others in ((self._last, other._last), (self._before, other._before)):
+            if rows is None:
+                mine.copy_(others)
+            else:
+                mine.index_copy_(0, rows, others)
+
+    def keep(self, rows: Tensor) -> None:
+        """Row i becomes what row rows[i] was, and there are no others."""
+        self._last = self._last.index_select(0, rows)
+        self._before = self._held = self._before.index_select(0, rows)
+
+    def hold(self) -> None:
+        """Bring what has been kept of the newest tokens to where it was kept before: for captured steps."""
+        if self._before is not self._held:
+            self._before = self._held.copy_(self._before)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores (rows, vocabulary), changed in place; of input_ids (rows, length) the last two are looked at."""
-        stamp, number, reach = self._table[input_ids[:, -2:]].unbind(dim=-1)
-        newest = stamp[:, 1:]
-        torch.lerp(self._last, number[:, 1:], newest, out=self._last)
+        """Scores (rows, vocabulary), changed in place; of input_ids (rows, length) the last one is looked at."""
+        newest = self._table[input_ids[:, -1]]
+        stamp, number, _ = newest.split(1, dim=1)
+        stamp_before, _, reach = self._before.split(1, dim=1)
+        self._before = newest
+        torch.lerp(self._last, number, stamp, out=self._last)
         # The end of a pair may repeat its start; after a pair there is text; after that time must advance.
-        bound = torch.addcmul(self._last, newest, reach[:, :1])
+        bound = torch.addcmul(self._last, stamp, reach)
         stamps = scores[:, self.timestamp_begin - 1 :]
         stamps.masked_fill_(self._numbers <= bound, MINUS_INFINITY)
         # A pair that is open must be closed: log 0 for a timestamp after text.
-        scores[:, : self.eos_token_id].add_(torch.xlogy(newest, stamp[:, :1]))
+        scores[:, : self.eos_token_id].add_(torch.xlogy(stamp, stamp_before))
         if self.detect and stamps.shape[1]:
             text = scores[:, : self.timestamp_begin]
             is_text = text.amax(dim=-1, keepdim=True) >= stamps.logsumexp(dim=-1, keepdim=True)

@@ -73,6 +73,52 @@ def generate_tokens(
         NumericalError: The model gave NaN.
         ShapeError: Prompt and mask do not fit.
     """
+    request = make_request(
+        model,
+        prompt,
+        config,
+        model_inputs=model_inputs,
+        prompt_mask=prompt_mask,
+        processors=processors,
+        stopping=stopping,
+        tokenizer=tokenizer,
+        streamer=streamer,
+        generator=generator,
+        logprobs=logprobs,
+    )
+    config = request.config
+    drafts = assistant_model is not None or config.prompt_lookup_num_tokens is not None
+    if config.num_beams == 1:
+        if streamer is not None and not stream_goes_on:
+            streamer.put(prompt.repeat_interleave(config.num_return_sequences or 1, dim=0).cpu())
+        output = _speculate(request, assistant_model, assistant_inputs or {}) if drafts else sample(request)
+        if streamer is not None and not stream_goes_on:
+            streamer.end()
+        return output
+    if drafts or streamer is not None:
+        name = "an assistant or prompt_lookup_num_tokens" if drafts else "a streamer"
+        raise GenerationError(
+            f"{name} cannot follow a search with num_beams={config.num_beams}, which may still change its mind about "
+            "earlier tokens: pass num_beams=1, or leave it out."
+        )
+    return beam_search(request) if config.patience is None else patient_beam_search(request)
+
+
+def make_request(
+    model: Decoder,
+    prompt: Tensor,
+    config: GenerationConfig,
+    *,
+    model_inputs: dict[str, Any] | None = None,
+    prompt_mask: Tensor | None = None,
+    processors: LogitsProcessorList | None = None,
+    stopping: StoppingCriteriaList | None = None,
+    tokenizer: Any = None,
+    streamer: Any = None,
+    generator: Generators = None,
+    logprobs: bool = False,
+) -> DecodeRequest:
+    """What the loops are given, checked; see `generate_tokens` for the arguments."""
     config = config.filled()
     config.check_runnable()
     prompt_mask = _check_prompt(prompt, prompt_mask, (model_inputs or {}).get("inputs_embeds"))
@@ -92,21 +138,7 @@ def generate_tokens(
         logprobs=logprobs or bool(config.output_logprobs),
     )
     _check_generators(request)
-    drafts = assistant_model is not None or config.prompt_lookup_num_tokens is not None
-    if config.num_beams == 1:
-        if streamer is not None and not stream_goes_on:
-            streamer.put(prompt.repeat_interleave(config.num_return_sequences or 1, dim=0).cpu())
-        output = _speculate(request, assistant_model, assistant_inputs or {}) if drafts else sample(request)
-        if streamer is not None and not stream_goes_on:
-            streamer.end()
-        return output
-    if drafts or streamer is not None:
-        name = "an assistant or prompt_lookup_num_tokens" if drafts else "a streamer"
-        raise GenerationError(
-            f"{name} cannot follow a search with num_beams={config.num_beams}, which may still change its mind about "
-            "earlier tokens: pass num_beams=1, or leave it out."
-        )
-    return beam_search(request) if config.patience is None else patient_beam_search(request)
+    return request
 
 
 def _speculate(request: DecodeRequest, assistant: Decoder | None, inputs: dict[str, Any]) -> GenerateOutput:

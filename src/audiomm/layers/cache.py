@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ..base.errors import GenerationError
-from . import storage
+from . import rounded, storage
 from .storage import SPARE, FixedKV, FixedTrack, GrowingKV, GrowingTrack, LayerSpec
 
 __all__ = ["SPARE", "Cache", "LayerSpec", "PassThrough", "Slots"]
@@ -79,8 +80,8 @@ class Cache:
         length: Slots to allocate; needed when `fixed`.
         fixed: Allocate once and write in place (a static cache).
         rows, device, dtype: Shape and place of the fixed buffers.
-        for_products: Keep all as `attention.read_by_products` reads it quickest on a CPU, whatever the model computes
-            in: in float32, but values of cross-attention in float16 and in the order of positions.
+        for_products: Keep the pairs of tokens in float32, whatever the model computes in: `attention.read_by_products`
+            reads these quickest on a CPU. Those for the encoder's positions, which are many, stay as they come.
     """
 
     def __init__(
@@ -112,6 +113,8 @@ class Cache:
         ]
         self._cross: list[tuple[Tensor, Tensor] | None] = [None] * len(specs)
         self._cross_ready = False
+        #: What pairs for the encoder's positions are kept in, one of `rounded.KINDS` too; None: as they come.
+        self.cross_dtype: torch.dtype | None = None
         self.for_products = for_products
         self._positions: Tensor | None = None
         if fixed:
@@ -195,6 +198,11 @@ class Cache:
         for track in self._fixed.values():
             track.note(self.length)
 
+    def note_prompt(self, count: int) -> None:
+        """Count a prompt of `count` tokens on the host, where a replay reads it and what the encoder made."""
+        self.note(count)
+        self._cross_ready = self._cross[-1] is not None
+
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store new (rows, heads, new, head_dim) pairs in the reserved slots and return all pairs of the layer."""
         return self.layers[layer].update(keys, values)
@@ -221,24 +229,27 @@ class Cache:
         """`cross` of all layers."""
         return self._cross if self._cross_ready else [None] * len(self._cross)
 
+    def keep_cross_in(self, kind: str) -> None:
+        """Keep pairs for the encoder's positions in 8 bits, of one of `rounded.KINDS`.
+
+        Raises:
+            GenerationError: There is nothing to be kept so: the model has no encoder that its decoder attends to.
+        """
+        if all(spec.cross_length is None for spec in self.specs):
+            raise GenerationError(
+                f"cross_cache_dtype={kind!r} is for decoders that attend to an encoder's output, like Whisper's; this "
+                "one has no such layers. Leave it unset."
+            )
+        self.cross_dtype = rounded.KINDS[kind]
+
     def set_cross(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Keep the layer's pair for the encoder's positions; all layers are set in one pass, in order.
 
         Returns:
             The pair as this pass is to read it; steps get what `cross` gives, in the types it is kept in.
         """
-        old = self._cross[layer]
-        if self.fixed and old is not None and old[0].shape == keys.shape:
-            pair = old[0].copy_(keys), old[1].copy_(values)
-        elif self.for_products:
-            # Values side by side along the positions, which the kernel for half precision runs through.
-            pair = keys.float().contiguous(), values.half().transpose(-1, -2).contiguous().transpose(-1, -2)
-        else:
-            # Read at every step: a head's keys side by side in memory, not between those of other heads.
-            pair = keys.contiguous(), values.contiguous()
-        self._cross[layer] = pair
-        self._cross_ready = layer == len(self.specs) - 1
-        return (keys, values) if self.for_products else pair
+        places = self.cross_room(layer, keys[0].transpose(0, 1), len(keys))
+        return rounded.store(places[0], keys), rounded.store(places[1], values)
 
     def cross_room(self, layer: int, like: Tensor, rows: int) -> tuple[Tensor, Tensor]:
         """Where the layer's pair for the encoder's positions is to be written, all layers in one pass and in order.
@@ -249,18 +260,14 @@ class Cache:
             rows: Audios.
 
         Returns:
-            Keys and values (rows, heads, positions, head_dim), not filled; `cross` gives what is copied to them.
+            Keys and values (rows, heads, positions, head_dim), not filled; `cross` gives what `rounded.store` writes
+            to them.
         """
-        positions, heads, width = like.shape
-        shape = (rows, heads, positions, width)
         old = self._cross[layer]
-        if not self.fixed or old is None or old[0].shape != shape:
-            if self.for_products:
-                # Values side by side along the positions, as `set_cross` has them.
-                values = like.new_empty(rows, heads, width, positions, dtype=torch.half).transpose(-1, -2)
-                old = like.new_empty(shape, dtype=torch.float32), values
-            else:
-                old = like.new_empty(shape), like.new_empty(shape)
+        # Read at every step: a head's keys side by side in memory, not between those of other heads.
+        pair = tuple(rounded.room(like, rows, self.cross_dtype or like.dtype) for _ in range(2))
+        if not self.fixed or old is None or (old[0].shape, old[0].dtype) != (pair[0].shape, pair[0].dtype):
+            old = pair[0], pair[1]
         self._cross[layer] = old
         self._cross_ready = layer == len(self.specs) - 1
         return old
@@ -291,6 +298,84 @@ class Cache:
         places = self.layers[0].keys
         if places is not None:
             self.reorder(torch.tensor(rows, device=places.device))
+
+    def enter(self, rows: Tensor, other: Cache) -> None:
+        """Rows become those of another, growing cache; the newest tokens of both lie side by side.
+
+        Buffers stay where they are. For layers without a window.
+
+        Args:
+            rows: (n,) numbers of the rows that the n rows of the other cache take.
+            other: Holds at most as many tokens as this one; see `shift`.
+        """
+        span = slice(self.length - other.length, self.length)
+        for mine, theirs in zip(self.layers, other.layers, strict=True):
+            assert theirs.keys is not None and theirs.values is not None, "who enters has read a prompt"
+            mine.keys[:, :, span].index_copy_(0, rows, theirs.keys.to(mine.keys.dtype))  # type: ignore[index, union-attr]
+            mine.values[:, :, span].index_copy_(0, rows, theirs.values.to(mine.values.dtype))  # type: ignore[index, union-attr]
+        positions = other._known_positions()
+        if self.fixed:
+            held = self._fixed[None].positions
+            self._padding.index_copy_(0, rows, self._newest - positions[:, -1:])
+        else:
+            held = self._positions = self._known_positions().clone()
+        held.index_fill_(0, rows, -1)
+        held[:, span].index_copy_(0, rows, positions)
+        for index, pair in enumerate(other._cross):
+            if pair is not None:
+                self._enter_cross(index, rows, pair)
+        self.cross_dtype, self._cross_ready = other.cross_dtype, other._cross_ready
+
+    def _enter_cross(self, layer: int, rows: Tensor, pair: tuple[Tensor, Tensor]) -> None:
+        held = self._cross[layer]
+        if held is None or held[0].shape[1:] != pair[0].shape[1:] or held[0].dtype != pair[0].dtype:
+            count = len(self._known_positions())
+            held = self._cross[layer] = storage.rows_like(pair[0], count), storage.rows_like(pair[1], count)
+        for mine, new in zip(held, pair, strict=True):
+            if mine.element_size() == 1:
+                # Not every operation knows numbers of 8 bits.
+                mine, new = mine.view(torch.int8), new.view(torch.int8)
+            mine.index_copy_(0, rows, new)
+
+    def widen(self, count: int) -> None:
+        """Make `count` more rows, behind the others, for who enters; for growing caches."""
+        rows = len(self._known_positions())
+        self.reorder(torch.tensor([*range(rows), *[0] * count], device=self._known_positions().device))
+        for index, pair in enumerate(self._cross):
+            if pair is not None:
+                wide = storage.rows_like(pair[0], rows + count), storage.rows_like(pair[1], rows + count)
+                for new, old in zip(wide, pair, strict=True):
+                    new[:rows].copy_(old)
+                self._cross[index] = wide
+
+    def leave(self, rows: Tensor) -> None:
+        """Rows of a fixed cache hold nothing until others enter; the steps they take meanwhile count from 0 again."""
+        self._padding.index_copy_(0, rows, self._newest.expand(len(rows), 1))
+        for track in self._fixed.values():
+            track.positions.index_fill_(0, rows, -1)
+
+    def shift(self, count: int) -> None:
+        """Move all tokens so many slots on, or back where it is negative, and forget those that find no slot.
+
+        For layers without a window.
+        """
+        for layer in self.layers:
+            layer.shift(count)
+        if self.fixed:
+            positions = self._fixed[None].positions
+            positions.copy_(functional.pad(positions, (count, -count), value=-1))
+            self._newest += count
+            self._padding += count
+        else:
+            self._positions = functional.pad(self._known_positions(), (count, 0), value=-1)
+        self.length += count
+
+    def _known_positions(self) -> Tensor:
+        """`positions`, also where they are 0, 1, 2, ...; something has been read."""
+        keys = self.layers[0].keys
+        assert keys is not None, "a growing cache knows its rows from what they have read"
+        known = self.positions
+        return torch.arange(self.length, device=keys.device).expand(len(keys), -1) if known is None else known
 
     def repeat(self, count: int) -> None:
         """Each row becomes `count` adjacent rows, for beams or several samples of one prompt."""
@@ -359,5 +444,5 @@ class Cache:
             if layer.keys is None or layer.values is None:
                 raise GenerationError("the cache is empty: run the model once before asking for its tuples.")
             own = (layer.keys[:, :, : self.length], layer.values[:, :, : self.length])
-            pairs.append(own if cross is None else (*own, *cross))
+            pairs.append(own if cross is None else (*own, *(rounded.exact(kept, layer.keys.dtype) for kept in cross)))
         return tuple(pairs)

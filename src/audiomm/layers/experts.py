@@ -91,35 +91,39 @@ class Experts(nn.Module):
         flat = chosen.flatten()
         # All experts of a token side by side are one matrix.
         first = self.gate_up_proj.index_select(0, flat).view(tokens, -1, hidden.shape[1])
-        inner = _gated(torch.bmm(first, hidden[..., None]).view(len(flat), -1))
+        inner = gated(torch.bmm(first, hidden[..., None]).view(len(flat), -1))
         made = torch.bmm(self.down_proj.index_select(0, flat), inner[..., None])
         return torch.bmm(weights[:, None].to(made.dtype), made.view(tokens, active, -1)).view(hidden.shape)
 
     def _grouped(self, hidden: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
-        active = chosen.shape[1]
-        flat = chosen.flatten()
-        order = flat.argsort(stable=True)
-        counts = torch.zeros(self.count, dtype=torch.int32, device=flat.device)
-        ends = counts.scatter_add(0, flat, torch.ones_like(flat, dtype=torch.int32)).cumsum(0, dtype=torch.int32)
-        sorted_tokens = hidden[order // active]
-        inner = _gated(functional.grouped_mm(sorted_tokens, self.gate_up_proj.transpose(1, 2), offs=ends))
+        tokens, active = chosen.shape
+        experts, order = chosen.flatten().sort(stable=True)
+        every = torch.arange(self.count, device=experts.device)
+        ends = torch.searchsorted(experts, every, right=True, out_int32=True)
+        sorted_tokens = hidden.repeat(active, 1) if tokens == 1 else hidden[order // active]
+        inner = gated(functional.grouped_mm(sorted_tokens, self.gate_up_proj.transpose(1, 2), offs=ends))
         made = functional.grouped_mm(inner, self.down_proj.transpose(1, 2), offs=ends)
-        # Back into the order of the tokens; a sum in a fixed order is the same from run to run, an index_add is not.
+        weights = weights.to(made.dtype)
+        # A sum in a fixed order is the same from run to run, an index_add is not.
+        if tokens == 1:
+            return weights[:, order] @ made
+        # Back into the order of the tokens.
         made = made[order.argsort()].unflatten(0, (-1, active))
-        return (made * weights[..., None]).sum(dim=1).to(hidden.dtype)
+        return torch.bmm(weights[:, None], made)[:, 0]
 
     def looped(self, hidden: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
         """`forward` said plainly, one expert after the other: where torch has no grouped product for the case."""
         total = torch.zeros_like(hidden, dtype=torch.float32)
         for expert in range(self.count):
             tokens, places = (chosen == expert).nonzero(as_tuple=True)
-            inner = _gated(functional.linear(hidden[tokens], self.gate_up_proj[expert]))
+            inner = gated(functional.linear(hidden[tokens], self.gate_up_proj[expert]))
             made = functional.linear(inner, self.down_proj[expert])
             total.index_add_(0, tokens, (made * weights[tokens, places, None]).to(total.dtype))
         return total.to(hidden.dtype)
 
 
-def _gated(gate_up: Tensor) -> Tensor:
+def gated(gate_up: Tensor) -> Tensor:
+    """Gate and up side by side (..., 2 x hidden) to what goes down (..., hidden)."""
     gate, up = gate_up.chunk(2, dim=-1)
     return functional.gelu(gate, approximate="tanh") * up
 
@@ -156,7 +160,7 @@ def quick_norms(weights: Tensor, eps: float) -> Callable[[Tensor], tuple[Tensor,
     if has_norm_kernel(weights.device):
         shape, rms_norm = (width,), functional.rms_norm
         return lambda hidden: (rms_norm(hidden, shape, None, eps) * weights).unbind(0)
-    size_of, scales = quick_size(width, eps), weights.float() * width**0.5
+    size_of, scales = quick_size(width, eps, weights.dtype), weights.float() * width**0.5
 
     def spelled_out(hidden: Tensor) -> tuple[Tensor, ...]:
         return (hidden * scales).div_(size_of(hidden)).to(hidden.dtype).unbind(0)

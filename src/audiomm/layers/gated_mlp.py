@@ -32,10 +32,10 @@ class GatedMLP(nn.Module):
 def quick_mlp(mlp: GatedMLP) -> Callable[[Tensor], Tensor]:
     """The block for decode steps, with gate and up in one product."""
     gate_up, down = product(mlp.gate_proj, mlp.up_proj), product(mlp.down_proj)
-    gelu = functional.gelu
+    gelu, sizes = functional.gelu, (mlp.gate_proj.out_features, mlp.up_proj.out_features)
 
     def run(hidden: Tensor) -> Tensor:
-        gate, up = gate_up(hidden).chunk(2, -1)
+        gate, up = gate_up(hidden).split_with_sizes(sizes, 1)
         return down(gelu(gate, approximate="tanh").mul_(up))
 
     return run

@@ -48,9 +48,9 @@ class Heads(NamedTuple):
 class HeadFactors:
     """What norms and turns the heads of all layers of a decoder in a decode step: queries, keys and values together.
 
-    Weights of the norms and cosines go into one factor for the heads, weights and sines into one for the heads with
-    their halves changed over; a step makes both for all layers of a kind at once. Values get factors of one and zero.
-    Weights are copied: whoever keeps this watches them.
+    Weights of the norms, cosines and sines go into one factor for the first half of the heads and one for the second,
+    each as wide as the head that is summed up from the two; a step makes both for all layers of a kind at once.
+    Values get factors of one and zero. Weights are copied: whoever keeps this watches them.
 
     Args:
         frequencies: (head_dim / 2,) float32 of each kind of layers, on the device of the states.
@@ -69,9 +69,11 @@ class HeadFactors:
         self.counts = [[heads.sets for heads in layers] * 2 for layers in kinds]
 
     def _turns(self, positions: Tensor | int, frequencies: Tensor) -> Tensor:
-        """Cosines and sines of positions (rows, 1), (rows, 2, 1, 1, 1, head_dim / 2)."""
+        """(cos, sin; sin, cos) of positions (rows, 1): (rows, 2, 1, 1, 2, head_dim / 2)."""
         angles = positions * frequencies.view(1, -1)
-        return torch.stack((angles.cos(), angles.sin()), dim=1).to(self.dtype)[:, :, None, None, None]
+        cosines, sines = angles.cos(), angles.sin()
+        turns = torch.stack((cosines, sines, sines, cosines), dim=1).to(self.dtype)
+        return turns.view(len(turns), 2, 1, 1, 2, -1)
 
     def _tables(self, layers: Sequence[Heads]) -> tuple[Tensor, Tensor]:
         """What is added, and what cosines and sines are multiplied with: (2, sets, 1, 2, head_dim / 2) each."""
@@ -82,16 +84,15 @@ class HeadFactors:
             if heads.key_norm is not None:
                 values.append(len(rows) + 1)
                 rows += [heads.key_norm, torch.zeros_like(heads.key_norm)]
-        table = torch.stack(rows).float().view(len(rows), 1, 2, -1)
-        crossed = torch.stack((-table[:, :, 1], table[:, :, 0]), dim=2)
+        first, second = torch.stack(rows).float().view(len(rows), 1, 2, -1).unbind(2)
+        table = torch.stack((torch.stack((first, first), 2), torch.stack((-second, second), 2)))
         plain = torch.zeros_like(table)
-        plain[values] = 1.0
-        scale = 1.0 if self.fused else float(table[0].numel()) ** 0.5
-        pair = torch.stack((plain, torch.zeros_like(plain))) * scale, torch.stack((table, crossed)) * scale
-        return pair[0].to(self.dtype), pair[1].to(self.dtype)
+        plain[0, values, :, 0] = plain[1, values, :, 1] = 1.0
+        scale = 1.0 if self.fused else (2 * table.shape[-1]) ** 0.5
+        return (plain * scale).to(self.dtype), (table * scale).to(self.dtype)
 
     def at(self, positions: Tensor | int, limit: int) -> list[tuple[Tensor, ...]]:
-        """For each kind the factors of its layers one after the other, then the crossed factors.
+        """For each kind the factors of first halves, one layer after the other, then those of second halves.
 
         Args:
             positions: (rows, 1) int64, or one for all rows.
@@ -112,44 +113,36 @@ class HeadFactors:
         return found
 
 
-def head_turner(heads: Heads, eps: float, keys_are_values: bool) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def head_turner(
+    heads: Heads, eps: float, dtype: torch.dtype, keys_are_values: bool
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """A function of heads (rows, sets, groups, 2, width / 2) and two factors of `HeadFactors`: normed and turned heads.
 
     Args:
         heads: What these are.
         eps: Of the norm.
+        dtype: Of the states.
         keys_are_values: The last set is missing, and the same as the one before it.
     """
-    device, width = heads.query_norm.device, len(heads.query_norm)
-    if has_norm_kernel(device):
-        shape, rms_norm, addcmul = (2, width // 2), functional.rms_norm, torch.addcmul
-        if keys_are_values:
-            # The halves of all sets, then the same changed over, each with the last set twice.
-            halves = torch.arange((heads.sets - 1) * heads.groups * 2, device=device).view(-1, heads.groups, 2)
-            halves = torch.cat((halves, halves[-1:]))
-            places, looks = torch.stack((halves, halves.flip(-1))).flatten(), (-1, 2, *halves.shape, width // 2)
+    width, halves, addcmul = len(heads.query_norm), (1, 1), torch.addcmul
+    if has_norm_kernel(heads.query_norm.device):
+        shape, rms_norm = (2, width // 2), functional.rms_norm
 
-            def fused_with_values(heads: Tensor, kept: Tensor, crossed: Tensor) -> Tensor:
-                normed = rms_norm(heads, shape, None, eps).flatten(1, 3)
-                plain, turned = normed.index_select(1, places).view(looks).unbind(1)
-                return addcmul(plain * kept, turned, crossed)
+        def turn(heads: Tensor, firsts: Tensor, seconds: Tensor) -> Tensor:
+            first, second = rms_norm(heads, shape, None, eps).split_with_sizes(halves, 3)
+            return addcmul(first * firsts, second, seconds)
 
-            return fused_with_values
+    else:
+        size_of = quick_size(width, eps, dtype, (-2, -1))
 
-        def fused(heads: Tensor, kept: Tensor, crossed: Tensor) -> Tensor:
-            normed = rms_norm(heads, shape, None, eps)
-            return addcmul(normed * kept, normed.flip(-2), crossed)
+        def turn(heads: Tensor, firsts: Tensor, seconds: Tensor) -> Tensor:
+            first, second = heads.split_with_sizes(halves, 3)
+            turned = (first * firsts).addcmul_(second, seconds).div_(size_of(heads))
+            return turned if turned.dtype == dtype else turned.to(dtype)
 
-        return fused
-    size_of = quick_size(width, eps, (-2, -1))
-
-    def spelled_out(heads: Tensor, kept: Tensor, crossed: Tensor) -> Tensor:
-        if keys_are_values:
-            heads = torch.cat((heads, heads[:, -1:]), dim=1)
-        turned = (heads * kept).addcmul_(heads.flip(-2), crossed).div_(size_of(heads))
-        return turned if turned.dtype == heads.dtype else turned.to(heads.dtype)
-
-    return spelled_out
+    if keys_are_values:
+        return lambda heads, *factors: turn(torch.cat((heads, heads.narrow(1, -1, 1)), dim=1), *factors)
+    return turn
 
 
 @dataclass
@@ -175,6 +168,7 @@ class HeadReader:
     Args:
         heads: What the first projection gives.
         eps: Of the norms.
+        dtype: Of the states.
         place: Which of the step's kinds of layers this is one of, which of this kind's layers, and of how many.
         owner: The layer's number in the cache; None where it reads the keys of the last layer of its kind that has one.
         window: How many tokens back it looks, itself included; None is all.
@@ -185,39 +179,51 @@ class HeadReader:
         self,
         heads: Heads,
         eps: float,
+        dtype: torch.dtype,
         place: tuple[int, int, int],
         owner: int | None,
         window: int | None,
         keys_are_values: bool,
     ) -> None:
         width, groups = len(heads.query_norm), heads.groups
-        self.kind, self.kept, self.crossed = place[0], place[1], place[1] + place[2]
+        self.kind, self.first, self.second = place[0], place[1], place[1] + place[2]
         self.owner, self.window = owner, window
-        self.turn = head_turner(heads, eps, keys_are_values)
+        self.turn = head_turner(heads, eps, dtype, keys_are_values)
         self.shape = (-1, heads.sets - keys_are_values, groups, 2, width // 2)
         self.queries, self.groups, self.width = heads.queries, groups, width
         self.stride = heads.sets * groups * width
         self.strides = (groups * width, self.stride, width, width, 1)
+        # Made for many queries, the fused kernel of the CPU takes longer to start than all of this.
+        self.by_products = dtype == torch.float32 and not has_norm_kernel(heads.query_norm.device)
+        self.each = heads.queries // groups
 
     def __call__(self, projected: Tensor, token: OneToken) -> Tensor:
         """(rows, heads of the projection x head_dim) to what is read, (rows, query heads x head_dim)."""
-        heads = projected.view(self.shape)
         factors = token.factors[self.kind]
-        heads = self.turn(heads, factors[self.kept], factors[self.crossed])
-        rows, width, mask = len(heads), self.width, token.masks[self.window]
-        queries = heads.as_strided((rows, self.queries, 1, width), (self.stride, width, width, 1))
+        heads = self.turn(projected.view(self.shape), factors[self.first], factors[self.second])
+        rows, groups, width, mask = len(heads), self.groups, self.width, token.masks[self.window]
+        by_products = self.by_products and (rows == 1 or groups == 1)
         if self.owner is not None:
             # Keys and values lie behind the queries: (2, rows, groups, 1, width), to be written at once.
-            new = heads.as_strided((2, rows, self.groups, 1, width), self.strides, self.queries * width)
+            new = heads.as_strided((2, rows, groups, 1, width), self.strides, self.queries * width)
             keys, values = token.cache.layers[self.owner].append(new)
             window = self.window
             if window is not None and mask is None and keys.shape[2] > window:
                 # Nothing is padded and the cache grows: a window is the last of what is kept.
                 surplus = keys.shape[2] - window
                 keys, values = keys.narrow(2, surplus, window), values.narrow(2, surplus, window)
+            if by_products:
+                keys, values = keys.flatten(0, 1).transpose(1, 2), values.flatten(0, 1)
             token.pairs[self.kind] = keys, values
         keys, values = token.pairs[self.kind]
-        return attend_one(queries, keys, values, mask)
+        if not by_products:
+            queries = heads.as_strided((rows, self.queries, 1, width), (self.stride, width, width, 1))
+            return attend_one(queries, keys, values, mask)
+        # The queries that read the same keys, as if they were one head's tokens.
+        each = self.each
+        queries = heads.as_strided((rows * groups, each, width), (self.stride if groups == 1 else each * width, width, 1))
+        scores = torch.bmm(queries, keys) if mask is None else torch.baddbmm(mask.select(1, 0), queries, keys)
+        return torch.bmm(scores.softmax(-1), values).view(rows, -1)
 
 
 class StepHeads:
@@ -256,7 +262,9 @@ class StepHeads:
             kind = names.index(kinds[layer])
             place = kind, members[kind].index(layer), len(members[kind])
             owner = layer if layer < owners else None
-            self.readers.append(HeadReader(heads, eps, place, owner, self.windows[kind], layer in keys_are_values))
+            self.readers.append(
+                HeadReader(heads, eps, dtype, place, owner, self.windows[kind], layer in keys_are_values)
+            )
 
     def begin(self, cache: Cache, rows: int, device: torch.device) -> OneToken:
         """Take a slot of the cache for one more token a row, and make what the layers need to know of it."""

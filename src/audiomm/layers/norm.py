@@ -65,42 +65,71 @@ def quick_norm(weight: Tensor, eps: float) -> Callable[[Tensor], Tensor]:
             return rms_norm(hidden, shape, precise, eps).to(dtype)
 
         return fused
-    size_of, scale = quick_size(len(weight), eps), weight.float() * len(weight) ** 0.5
-
-    def spelled_out(hidden: Tensor) -> Tensor:
-        normed = (hidden * scale).div_(size_of(hidden))
-        return normed if normed.dtype == dtype else normed.to(dtype)
-
-    return spelled_out
+    size_of, scale = quick_size(len(weight), eps, dtype), whole_scale(weight)
+    if dtype == torch.float32:
+        return lambda hidden: (hidden * scale).div_(size_of(hidden))
+    return lambda hidden: (hidden * scale).div_(size_of(hidden)).to(dtype)
 
 
-def quick_added_norm(weight: Tensor, eps: float, share: float = 1.0) -> Callable[[Tensor, Tensor], Tensor]:
-    """A function of `base` and `hidden`: share * base + RMSNorm(hidden), of the base's dtype; see `quick_norm`."""
+def quick_added_norm(weight: Tensor, eps: float, times: float = 1.0) -> Callable[..., Tensor]:
+    """A function of `base` and `hidden`: base + times * RMSNorm(hidden), of the base's dtype; see `quick_norm`.
+
+    With `out` it is written there.
+    """
     if has_norm_kernel(weight.device):
         norm, add = quick_norm(weight, eps), torch.add
 
-        def fused(base: Tensor, hidden: Tensor) -> Tensor:
-            total = add(norm(hidden), base, alpha=share)
-            return total if total.dtype == base.dtype else total.to(base.dtype)
+        def fused(base: Tensor, hidden: Tensor, out: Tensor | None = None) -> Tensor:
+            return add(base, norm(hidden), alpha=times, out=out)
 
         return fused
-    size_of, scale = quick_size(len(weight), eps), weight.float() * len(weight) ** 0.5
+    size_of, scale, addcdiv = quick_size(len(weight), eps, weight.dtype), whole_scale(weight) * times, torch.addcdiv
+    if weight.dtype == torch.float32:
 
-    def spelled_out(base: Tensor, hidden: Tensor) -> Tensor:
-        total = (hidden * scale).div_(size_of(hidden)).add_(base, alpha=share)
+        def in_place(base: Tensor, hidden: Tensor, out: Tensor | None = None) -> Tensor:
+            size = size_of(hidden)
+            return addcdiv(base, hidden.mul_(scale), size, out=out)
+
+        return in_place
+
+    def spelled_out(base: Tensor, hidden: Tensor, out: Tensor | None = None) -> Tensor:
+        total = addcdiv(base, hidden * scale, size_of(hidden), out=out)
         return total if total.dtype == base.dtype else total.to(base.dtype)
 
     return spelled_out
 
 
-def quick_size(width: int, eps: float, dimensions: int | tuple[int, ...] = -1) -> Callable[[Tensor], Tensor]:
-    """root(width) times what RMSNorm over dimensions of `width` numbers in all divides by, float32; for the CPU."""
+def quick_norm_product(weight: Tensor, eps: float, matrix: Tensor) -> Callable[[Tensor], Tensor]:
+    """RMSNorm, then a small matrix (outputs, width): (rows, width) -> (rows, outputs), all float32.
+
+    On the CPU the norm's weight lies in a copy of the matrix.
+    """
+    multiply = torch.mm
+    if has_norm_kernel(weight.device):
+        norm, plain = quick_norm(weight, eps), matrix.t()
+        return lambda hidden: multiply(norm(hidden), plain)
+    size_of, scaled = quick_size(len(weight), eps, torch.float32), (matrix * whole_scale(weight)).t()
+    return lambda hidden: multiply(hidden, scaled).div_(size_of(hidden))
+
+
+def whole_scale(weight: Tensor) -> Tensor:
+    """What norms on the CPU multiply with before they divide by `quick_size`, float32."""
+    return weight.float() * len(weight) ** 0.5
+
+
+def quick_size(
+    width: int, eps: float, dtype: torch.dtype, dimensions: int | tuple[int, ...] = -1
+) -> Callable[[Tensor], Tensor]:
+    """root(width) times what RMSNorm over dimensions of `width` numbers in all divides by, float32; for the CPU.
+
+    Args:
+        width: How many numbers are normed together.
+        eps: Of the norm.
+        dtype: Of the model: in float32 everything is of this type, else some states may be.
+        dimensions: Of the input, to be normed together.
+    """
     room = torch.tensor((width * eps) ** 0.5, dtype=torch.float32)
     vector_norm, precise = torch.linalg.vector_norm, torch.float32
-
-    def size(hidden: Tensor) -> Tensor:
-        if hidden.dtype == precise:
-            return vector_norm(hidden, 2, dimensions, True).hypot_(room)
-        return vector_norm(hidden, 2, dimensions, True, dtype=precise).hypot_(room)
-
-    return size
+    if dtype == precise:
+        return lambda hidden: vector_norm(hidden, 2, dimensions, True).hypot_(room)
+    return lambda hidden: vector_norm(hidden, 2, dimensions, True, dtype=precise).hypot_(room)

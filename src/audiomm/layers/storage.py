@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 #: Tokens that layers with a window keep beyond it: as many of the newest can be taken back again.
 SPARE = 64
@@ -125,6 +126,13 @@ class GrowingKV:
         if self.keys is not None and self.values is not None:
             length = max(0, length - self.track.dropped)
             self.keys, self.values = self.keys[:, :, :length], self.values[:, :, :length]
+
+    def shift(self, count: int) -> None:
+        """Make room for `count` tokens before the others, or drop the first ones where it is negative."""
+        if self.keys is not None and self.values is not None:
+            self.keys = functional.pad(self.keys, (0, 0, count, 0))
+            self.values = functional.pad(self.values, (0, 0, count, 0))
+            self._room = None
 
     def select(self, rows: Tensor) -> None:
         if self.keys is None or self.values is None:
@@ -252,9 +260,19 @@ class FixedKV:
     def crop(self, length: int) -> None:
         """Nothing to do: slots past `length` are marked empty by their positions."""
 
+    def shift(self, count: int) -> None:
+        """Move all pairs `count` slots on, or back where it is negative."""
+        self._pairs.copy_(functional.pad(self._pairs, (0, 0, count, -count)))
+
     def select(self, rows: Tensor) -> None:
         chosen = self._pairs.index_select(1, rows)
         self._pairs = self._pairs.copy_(chosen) if len(rows) == self._pairs.shape[1] else chosen
 
     def clear(self) -> None:
         self._pairs.zero_()
+
+
+def rows_like(like: Tensor, rows: int) -> Tensor:
+    """Zeros of so many rows, each of which lies in memory as those of `like` do."""
+    size = like[0].numel()
+    return like.new_zeros(rows * size).as_strided((rows, *like.shape[1:]), (size, *like.stride()[1:]))

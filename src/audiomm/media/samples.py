@@ -134,8 +134,9 @@ def as_waveforms(clips: Any, device: str | torch.device | None = None) -> list[t
         ShapeError: More than two axes.
         NonFiniteAudioError: A sample is NaN, infinite or absurdly large.
     """
+    given: Any
     if isinstance(clips, (list, tuple)) and clips and _is_clip(clips[0]):
-        waveforms = [_mono(clip, device, f"clip {place}") for place, clip in enumerate(clips)]
+        given, waveforms = clips, [_mono(clip, device, f"clip {place}") for place, clip in enumerate(clips)]
     elif isinstance(clips, (np.ndarray, torch.Tensor)) and clips.ndim == 2:
         if has_channels_last(clips.shape):
             raise AudioLayoutError(
@@ -143,22 +144,31 @@ def as_waveforms(clips: Any, device: str | torch.device | None = None) -> list[t
                 "mono clips, (clips, samples). Average the channels, or call "
                 "audiomm.media.load_audio(array, layout='channels_last')."
             )
-        waveforms = list(to_float(clips, device))
+        given, waveforms = clips, list(to_float(clips, device))
     elif isinstance(clips, (np.ndarray, torch.Tensor, list, tuple)):
-        waveforms = [_mono(clips, device, "audio")]
+        given, waveforms = [clips], [_mono(clips, device, "audio")]
     else:
         hint = " Read files with audiomm.media.load_audio first." if isinstance(clips, (str, bytes, dict)) else ""
         raise TypeError(
             f"{type(clips).__name__} is not audio samples: {ACCEPTED}, or a list of clips, is needed.{hint}"
         )
-    for place, waveform in enumerate(waveforms):
-        check_finite(waveform, "audio" if len(waveforms) == 1 else f"clip {place}")
+    for place, (waveform, samples) in enumerate(zip(waveforms, given, strict=True)):
+        # Scaled integers are what they should be, and looking at them would wait for their device.
+        if not _is_whole(samples):
+            check_finite(waveform, "audio" if len(waveforms) == 1 else f"clip {place}")
     return waveforms
 
 
 def has_channels_last(shape: Sequence[int]) -> bool:
     """Whether an array of two axes looks like (samples, channels)."""
     return shape[1] <= MAX_CHANNELS < shape[0]
+
+
+def _is_whole(clip: Any) -> bool:
+    """Whether a clip is an array or tensor of integers."""
+    if isinstance(clip, torch.Tensor):
+        return not clip.is_floating_point()
+    return isinstance(clip, np.ndarray) and clip.dtype.kind in "iu"
 
 
 def _is_clip(item: Any) -> bool:

@@ -106,7 +106,9 @@ class AudioClassificationPipeline(Pipeline):
             if not len(clip.samples):
                 raise EmptyAudioError(f"{clip.name} holds no samples, so there is nothing to classify.")
             waves.append(clip.samples)
-        features = extractor(waves, sampling_rate=extractor.sampling_rate, return_tensors="pt")["input_features"]
+        place = self.device if self.device.type == "cuda" else None
+        batch = extractor(waves, sampling_rate=extractor.sampling_rate, return_tensors="pt", device=place)
+        features = batch["input_features"]
         logits: Tensor = self.model(features.to(self.device, self.dtype)).logits
         return logits.float().cpu()
 

@@ -31,7 +31,7 @@ class Pipeline:
             or the CPU where there is none.
         dtype: Convert the model to this dtype.
         batch_size: How many inputs (or windows of a long one) go through the model together; 1 unless given.
-        num_workers: Accepted for compatibility; inputs are read in this process.
+        num_workers: Default of what calls say; see the pipeline for speech recognition. Others read as they go.
         call_defaults: Keywords for every call; those of the call itself come first.
 
     Raises:

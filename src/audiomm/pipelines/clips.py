@@ -9,9 +9,11 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -22,6 +24,8 @@ from ..media.speech import SpeechClock, join
 
 #: Keywords of `load_audio` that pipelines pass on.
 LOAD_OPTIONS = ("channel", "layout", "max_seconds", "on_truncated", "allow_urls", "allowed_hosts")
+
+T = TypeVar("T")
 
 _SOURCE_KEYS = ("raw", "array", "bytes", "path", "sampling_rate")
 
@@ -125,6 +129,26 @@ def read_clip(item: Any, number: int, sampling_rate: int, **options: Any) -> Cli
     if left + right > len(samples):
         raise InputError(f"{name}: its stride of {left} + {right} samples is longer than its {len(samples)} samples.")
     return Clip(name, number, samples, (left, right), extra)
+
+
+def done_ahead(jobs: Iterator[Callable[[], T]], threads: int) -> Iterator[T]:
+    """What jobs return, in their order; as many that come next as there are threads are done meanwhile.
+
+    Args:
+        jobs: Are asked for in the caller's thread. What one raises is raised when its turn comes.
+        threads: 0 does each job when its turn comes.
+    """
+    if not threads:
+        yield from (job() for job in jobs)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        under_way: deque[Future[T]] = deque()
+        for job in jobs:
+            under_way.append(pool.submit(job))
+            if len(under_way) > threads:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
 
 
 def cut(clip: Clip, length: int, left: int, right: int) -> Iterator[Piece]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,8 +23,8 @@ from ..base.languages import LANGUAGES
 from ..base.transcript import Segment, Transcript
 from .assembly import Assembler, Heard
 from .base import Pipeline, batched, is_single, positive
-from .clips import Clip, Piece, cut, read_clip, time_spans
-from .features import RecordingFeatures
+from .clips import Clip, Piece, cut, done_ahead, read_clip, time_spans
+from .features import RecordingFeatures, recording_features
 from .live import LiveTranscriber
 from .progress import progress_bar
 from .request import Request, flat
@@ -93,7 +94,8 @@ class AutomaticSpeechRecognitionPipeline(Pipeline):
             batch_size: How many inputs go through the model together; for one input, how many of its windows: those
                 of `chunk_length_s`, else windows cut at pauses, which give the same words as going through the
                 recording sequentially where pauses are found. A list of one recording goes sequentially.
-            num_workers: Accepted for compatibility.
+            num_workers: How many inputs are read ahead by threads of their own while others are heard. None is 1 for
+                lists where the model is on a GPU, else 0: an iterator is asked for one more only when it is needed.
             kwargs: See `transcribe`; what is not listed there goes to `generate`.
 
         Returns:
@@ -111,7 +113,7 @@ class AutomaticSpeechRecognitionPipeline(Pipeline):
         request = self._request(kwargs, at_once=self._at_once(inputs, batch_size))
 
         def results(stream: Iterator[Any], size: int) -> Iterator[dict[str, Any]]:
-            for transcript in self._run(stream, size, request):
+            for transcript in self._run(stream, size, request, self._readers(inputs, num_workers)):
                 yield transcript.to_dict(
                     return_language=request.language, return_segments=request.segments, language_names=LANGUAGES
                 )
@@ -148,7 +150,8 @@ class AutomaticSpeechRecognitionPipeline(Pipeline):
                 above 1 the transcript has the others as `alternatives`.
         """
         request = self._request({**_GUARDS, **flat(kwargs)}, read_again=True, at_once=self._at_once(inputs, batch_size))
-        return self._each(inputs, lambda stream, size: self._run(stream, size, request), batch_size)
+        readers = self._readers(inputs, num_workers)
+        return self._each(inputs, lambda stream, size: self._run(stream, size, request, readers), batch_size)
 
     def stream(
         self,
@@ -219,13 +222,20 @@ class AutomaticSpeechRecognitionPipeline(Pipeline):
         size = self.batch_size if batch_size is None else positive("batch_size", batch_size)
         return size if size > 1 and is_single(inputs) else None
 
+    def _readers(self, inputs: Any, num_workers: int | None) -> int:
+        """Threads that read inputs ahead."""
+        num_workers = self.num_workers if num_workers is None else num_workers
+        if num_workers is None:
+            return int(self.device.type == "cuda" and isinstance(inputs, (list, tuple)))
+        return positive("num_workers", num_workers) if num_workers else 0
+
     # The way of an input
 
-    def _run(self, inputs: Iterator[Any], batch_size: int, request: Request) -> Iterator[Transcript]:
-        """A transcript for each input, in order; reads ahead no further than a batch."""
+    def _run(self, inputs: Iterator[Any], batch_size: int, request: Request, readers: int) -> Iterator[Transcript]:
+        """A transcript for each input, in order; reads ahead no further than a batch and what readers have."""
         assembler = self._assembler()
         heard_of_clip: list[Heard] = []
-        for heard in self._heard(self._pieces(inputs, request), batch_size, request):
+        for heard in self._heard(self._pieces(inputs, request, readers), batch_size, request):
             heard_of_clip.append(heard)
             if heard.piece.is_last:
                 yield assembler.transcript(heard_of_clip, request.timestamps, request.language)
@@ -279,12 +289,13 @@ class AutomaticSpeechRecognitionPipeline(Pipeline):
         time_precision = extractor.chunk_length / self.model.config.max_source_positions
         return Assembler(self.tokenizer, extractor.sampling_rate, time_precision)
 
-    def _pieces(self, inputs: Iterator[Any], request: Request) -> Iterator[Piece]:
+    def _pieces(self, inputs: Iterator[Any], request: Request, readers: int) -> Iterator[Piece]:
         rate = self.feature_extractor.sampling_rate
         length = round(request.chunk_length_s * rate)
         left, right = (round(seconds * rate) for seconds in request.stride_length_s)
-        for number, item in enumerate(inputs):
-            clip = self._chosen(read_clip(item, number, rate, **request.load_options), request)
+        options = request.load_options
+        reads = (partial(read_clip, item, number, rate, **options) for number, item in enumerate(inputs))
+        for clip in (self._chosen(clip, request) for clip in done_ahead(reads, readers)):
             if request.at_once and clip.stride is None:
                 yield from cut_at_pauses(clip, rate, self.feature_extractor.n_samples)
             else:
@@ -351,7 +362,7 @@ class AutomaticSpeechRecognitionPipeline(Pipeline):
 
     def _features(self, pieces: list[Piece], is_long: bool) -> RecordingFeatures:
         clips = [piece.samples for piece in pieces]
-        return RecordingFeatures(self.feature_extractor, clips, is_long, self.device, self.dtype)
+        return recording_features(self.feature_extractor, clips, is_long, self.device, self.dtype)
 
     def _generate_kwargs(self, pieces: list[Piece], is_long: bool, request: Request) -> dict[str, Any]:
         """Arguments of `generate` for some pieces."""

@@ -79,6 +79,49 @@ def test_the_last_positions_alone_are_the_last_of_all(text_model, ids, keep, pad
     assert seen == [15] * 3 + [keep] * 3  # the layers that share keys ran on what is read
 
 
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_training_on_responses_runs_the_layers_that_share_keys_on_these_alone(text_model, ids, padded, checkpointing):
+    model, tokens = text_model(), ids()
+    labels, mask = tokens.clone(), torch.ones(2, 15, dtype=torch.long)
+    labels[0, :9], labels[1, :5], labels[:, 12] = -100, -100, -100
+    mask[0, :3] = 1 - int(padded)
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+        model.train()
+    seen, found = [], []
+    for layer in model.model.layers:
+        layer.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[1]))
+    for positions_only in (False, True):
+        model.zero_grad()
+        out = model(input_ids=tokens, attention_mask=mask, labels=labels, loss_positions_only=positions_only)
+        if not checkpointing:
+            assert seen[-6:] == ([15] * 3 + [9] * 3 if positions_only else [15] * 6)
+        out.loss.backward()
+        found.append((out.loss.detach(), {name: part.grad.clone() for name, part in model.named_parameters()}))
+    (loss, grads), (other, others) = found
+    assert torch.allclose(loss, other, atol=1e-6)
+    scale = max(grad.abs().max() for grad in grads.values())
+    for name, grad in grads.items():
+        assert (grad - others[name]).abs().max() < 1e-5 * scale, name
+
+
+def test_scores_of_responses_are_those_of_the_whole_and_without_labels_there_are_none(text_model, ids):
+    model, tokens = text_model(), ids()
+    labels = torch.full_like(tokens, -100)
+    whole = logits_of(model, input_ids=tokens)
+    labels[0, 7], labels[1, 14] = tokens[0, 7], tokens[1, 14]
+    for extra in ({}, {"output_hidden_states": True}):
+        with torch.no_grad():
+            part = model(input_ids=tokens, labels=labels, loss_positions_only=True, **extra)
+        assert (part.logits - whole[:, [6, 13]]).abs().max() < CLOSE
+    labels.fill_(-100)
+    with torch.no_grad():
+        assert model(input_ids=tokens, labels=labels, loss_positions_only=True).logits.shape == (2, 0, 288)
+    with pytest.raises(ShapeError, match="pass labels, and no logits_to_keep"):
+        model(input_ids=tokens, loss_positions_only=True)
+
+
 def test_hidden_states_and_attentions_are_whole_when_they_are_asked_for(text_model, ids):
     model = text_model()
     with torch.no_grad():

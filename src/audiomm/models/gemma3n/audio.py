@@ -35,6 +35,7 @@ from ...layers.conformer import (
     plain_linear,
 )
 from ...layers.norm import RMSNorm
+from ...layers.regions import recorded
 from .config import Gemma3nAudioConfig
 
 
@@ -248,6 +249,11 @@ class Gemma3nAudioEncoder(PreTrainedModel):
             ShapeError: Features or mask have another shape.
         """
         padded = self._checked_mask(audio_mel, audio_mel_mask)
+        # By exact length: whether the last token is padding depends on it.
+        fields = "last_hidden_state", "audio_mel_mask"
+        made = None if output_hidden_states else recorded(self, fields, audio_mel, padded)
+        if made is not None:
+            return Gemma3nAudioEncoderModelOutput(last_hidden_state=made[0], audio_mel_mask=made[1])
         hidden = self.subsample_conv_projection(audio_mel, _present(audio_mel, padded))
         stride = self.config.sscp_conv_stride_size[0][0] * self.config.sscp_conv_stride_size[1][0]
         places = torch.arange(hidden.shape[1], device=hidden.device) * stride

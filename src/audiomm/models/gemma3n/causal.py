@@ -18,6 +18,7 @@ from ...layers.language_head import (
     token_logits,
 )
 from ...layers.per_layer import find_token_ids
+from ...layers.regions import recorder
 from .config import Gemma3nTextConfig
 from .step import QuickStep
 from .text import Gemma3nPreTrainedModel, Gemma3nTextModel, check_token_ids
@@ -64,12 +65,21 @@ class Gemma3nWithHead(DecoderAnswers, GenerationMixin, Gemma3nPreTrainedModel):
                 known = input_ids.shape[1] == inputs_embeds.shape[1]
                 tokens = input_ids if known else find_token_ids(inputs_embeds, decoder.embed_tokens)
                 per_layer_inputs = decoder.get_per_layer_inputs(tokens)
-        whole = {"position_ids", "output_attentions", "output_hidden_states"} & set(inputs)
+        whole, record = {"position_ids", "output_attentions", "output_hidden_states"} & set(inputs), recorder()
         if prefill_chunk_size is not None and not whole:
             embeds, per_layer = self.read(ids, inputs_embeds, per_layer_inputs, **inputs)
             begin = self._read_pieces(embeds, per_layer, cache, attention_mask, prefill_chunk_size, logits_to_keep)
             ids, inputs_embeds, inputs = None, embeds[:, begin:], {}
             per_layer_inputs = None if per_layer is None else per_layer[:, begin:]
+        elif record is not None and not whole:
+            embeds, per_layer = self.read(ids, inputs_embeds, per_layer_inputs, **inputs)
+
+            def run(embeds: Tensor, per_layer: Tensor | None, mask: Tensor | None) -> tuple[Tensor, ...]:
+                given = {"inputs_embeds": embeds, "per_layer_inputs": per_layer, "past_key_values": cache}
+                return (self(attention_mask=mask, logits_to_keep=logits_to_keep, **given).logits,)
+
+            (logits,) = record(self, ("prompt", logits_to_keep), run, embeds, per_layer, attention_mask, cache=cache)
+            return CausalLMOutput(logits=logits, past_key_values=cache)
         output: ModelOutput = self(
             ids,
             attention_mask=attention_mask,
@@ -117,24 +127,28 @@ class Gemma3nWithHead(DecoderAnswers, GenerationMixin, Gemma3nPreTrainedModel):
         return QuickStep(self.get_decoder(), self.lm_head)
 
     def score(
-        self, decoded: Any, labels: Tensor | None, keep: int | Tensor, items: Any, loss_only: bool
+        self, decoded: Any, labels: Tensor | None, keep: int | Tensor, items: Any, read: int | Tensor
     ) -> dict[str, Any]:
-        """Fields of the output: scores, loss, and what the decoder gave besides its states."""
-        if loss_only:
-            keep = loss_columns(labels, keep)
+        """Fields of the output: scores, loss, and what the decoder gave besides its states.
+
+        `read` is what `positions_read` answered: the decoder has left out what is not read.
+        """
         cap = self.get_decoder().config.final_logit_softcapping
+        keep = keep if isinstance(read, int) else 0
         logits = token_logits(decoded.last_hidden_state, self.lm_head, cap, keep)
         fields = dict(decoded.items())
         fields.pop("last_hidden_state")
-        if loss_only and labels is not None:
-            loss: Tensor | None = label_loss(logits, following_labels(labels)[:, keep], items)
+        if isinstance(read, Tensor) and labels is not None:
+            loss: Tensor | None = label_loss(logits, following_labels(labels)[:, read], items)
         else:
             loss = shifted_loss(logits, labels, items)
         return {"loss": loss, "logits": logits, **fields}
 
 
-def positions_read(logits_to_keep: int | Tensor, labels: Tensor | None) -> int:
-    """How many of the last positions are scored; 0 where these are all, or not known on the host."""
+def positions_read(logits_to_keep: int | Tensor, labels: Tensor | None, loss_only: bool) -> int | Tensor:
+    """How many of the last positions are scored, 0 for all, or the columns that labels ask for."""
+    if loss_only:
+        return loss_columns(labels, logits_to_keep)
     return logits_to_keep if isinstance(logits_to_keep, int) and labels is None else 0
 
 
@@ -189,6 +203,7 @@ class Gemma3nForCausalLM(Gemma3nWithHead):
         Returns:
             logits (rows, kept, vocabulary) float32 and what was asked for besides.
         """
+        read = positions_read(logits_to_keep, labels, loss_positions_only)
         decoded = self.model(
             input_ids,
             per_layer_inputs=per_layer_inputs,
@@ -199,7 +214,7 @@ class Gemma3nForCausalLM(Gemma3nWithHead):
             use_cache=False if labels is not None and use_cache is None else use_cache,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
-            last_positions=positions_read(logits_to_keep, labels),
+            last_positions=read,
         )
-        output = CausalLMOutput(**self.score(decoded, labels, logits_to_keep, num_items_in_batch, loss_positions_only))
+        output = CausalLMOutput(**self.score(decoded, labels, logits_to_keep, num_items_in_batch, read))
         return output.to_tuple() if return_dict is False else output

@@ -121,6 +121,7 @@ class Gemma3nForConditionalGeneration(Gemma3nWithHead):
         Returns:
             logits (rows, kept, vocabulary) float32 and what was asked for besides.
         """
+        read = positions_read(logits_to_keep, labels, loss_positions_only)
         decoded = self.model(
             input_ids,
             pixel_values=pixel_values,
@@ -135,8 +136,8 @@ class Gemma3nForConditionalGeneration(Gemma3nWithHead):
             mm_encoder_outputs=mm_encoder_outputs,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
-            last_positions=positions_read(logits_to_keep, labels),
+            last_positions=read,
         )
-        fields = self.score(decoded, labels, logits_to_keep, num_items_in_batch, loss_positions_only)
+        fields = self.score(decoded, labels, logits_to_keep, num_items_in_batch, read)
         output = Gemma3nCausalLMOutputWithPast(**fields)
         return output.to_tuple() if return_dict is False else output

@@ -295,7 +295,7 @@ class Gemma3nModel(Gemma3nPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        last_positions: int = 0,
+        last_positions: int | Tensor = 0,
     ) -> Gemma3nModelOutputWithPast | tuple[Any, ...]:
         """Decode a prompt of text, pictures and sound, or tokens that follow those in the cache.
 

@@ -19,7 +19,7 @@ from ...layers.embedding import ScaledEmbedding
 from ...layers.gated_mlp import quick_mlp
 from ...layers.heads import HeadReader, Heads, OneToken, StepHeads
 from ...layers.language_head import quick_logits
-from ...layers.norm import RMSNorm, quick_added_norm, quick_norm, weight_of
+from ...layers.norm import RMSNorm, quick_added_norm, quick_norm, quick_norm_product, weight_of
 from ...layers.per_layer import PerLayerTable, quick_per_layer
 from ...layers.projection import is_plain
 from ...layers.quick import NoQuickStep, product, require_parts, straight
@@ -122,50 +122,55 @@ class QuickLayer:
 
     def __init__(self, layer: Gemma3nTextDecoderLayer, read: HeadReader) -> None:
         attention, laurel, altup = layer.self_attn, layer.laurel, layer.altup
-        eps, half = layer.input_layernorm.eps, math.sqrt(0.5)
+        eps, root = layer.input_layernorm.eps, math.sqrt(2.0)
         names = ("q_proj", "k_proj", "v_proj")
         inputs = [getattr(attention, name) for name in names if hasattr(attention, name)]
         self.project = product(*inputs, laurel.linear_left)
-        self.size = sum(linear.out_features for linear in inputs)
+        self.sizes = sum(linear.out_features for linear in inputs), laurel.linear_left.out_features
         self.read, self.output, self.right = read, product(attention.o_proj), product(laurel.linear_right)
-        self.route = _route(altup)
-        self.predicts = altup.prediction_coefs.weight.detach().float()
-        self.corrects = altup.correction_coefs.weight.detach().float()
-        self.ones = torch.ones(altup.streams, device=self.corrects.device)
         self.active, self.streams = altup.active, altup.streams
+        self.route = _route(altup, altup.router_norm.eps)
+        self.predicts = altup.prediction_coefs.weight.detach().float().t()
         self.input_norm = quick_norm(weight_of(layer.input_layernorm), eps)
-        # What attention and the learned residual add is halved in power by the weights of their norms.
-        self.add_attended = quick_added_norm(weight_of(layer.post_attention_layernorm) * half, eps, share=half)
-        self.add_learned = quick_added_norm(weight_of(laurel.post_laurel_norm) * half, eps)
-        self.mlp_norm = quick_norm(weight_of(layer.pre_feedforward_layernorm), eps)
+        self.add_attended = quick_added_norm(weight_of(layer.post_attention_layernorm), eps)
+        self.add_learned = quick_added_norm(weight_of(laurel.post_laurel_norm), eps)
+        # From here to the correction states are root(2) as large as they are meant to be: the sum of attention and
+        # learned residual is never halved in power, norms see it by eps alone, and the correction's shares make up.
+        self.mlp_norm = quick_norm(weight_of(layer.pre_feedforward_layernorm), 2 * eps)
         self.mlp = quick_mlp(layer.mlp) if layer.mlp.deviations is None else _sparse(layer.mlp, layer.mlp.deviations)
-        self.add_made = quick_added_norm(weight_of(layer.post_feedforward_layernorm), eps)
+        self.add_made = quick_added_norm(weight_of(layer.post_feedforward_layernorm), eps, times=root)
+        self.route_made, self.root = _route(altup, 2 * altup.router_norm.eps), root
+        self.corrects = altup.correction_coefs.weight.detach().float().t() / root
+        self.ones = torch.full((altup.streams,), 1 / root, device=self.corrects.device)
         self.gate, self.back = product(layer.per_layer_input_gate), product(layer.per_layer_projection)
         self.output_scale = altup.correct_output_scale.detach().float() if altup.scales_output else None
-        self.own_norm = quick_norm(weight_of(layer.post_per_layer_input_norm), eps)
+        self.add_own = quick_added_norm(weight_of(layer.post_per_layer_input_norm), eps)
 
     def __call__(self, states: Tensor, token: OneToken, own: Tensor) -> Tensor:
         """(rows, streams, width) -> the same; `own` is the layer's per-layer embedding (rows, small width)."""
-        mixtures = functional.linear(self.route(states[:, self.active]), self.predicts)
-        predicted = torch.baddbmm(states, mixtures.view(-1, self.streams, self.streams), states)
-        active = predicted[:, self.active]
-        gated = self._attend(active, token)
+        streams, active = self.streams, self.active
+        mixtures = torch.mm(self.route(states.select(1, active)), self.predicts)
+        predicted = torch.baddbmm(states, mixtures.view(-1, streams, streams), states)
+        before = predicted.select(1, active)
+        gated = self._attend(before, token)
         made = self.add_made(gated, self.mlp(self.mlp_norm(gated)))
-        shares = functional.linear(self.route(made), self.corrects, self.ones)
-        corrected = torch.addcmul(predicted, (made - active)[:, None], shares[..., None])
-        scaled = corrected[:, self.active]
+        shares = torch.addmm(self.ones, self.route_made(made), self.corrects)
+        change = torch.sub(made, before, alpha=self.root)
+        corrected = torch.addcmul(predicted, change.unsqueeze(1), shares.unsqueeze(2))
+        scaled = corrected.select(1, active)
         if self.output_scale is not None:
             scaled = scaled * self.output_scale
         inner = functional.gelu(self.gate(scaled.to(own.dtype)), approximate="tanh").mul_(own)
         # The first stream goes without.
-        corrected[:, 1:].add_(self.own_norm(self.back(inner))[:, None])
+        others = corrected.narrow(1, 1, streams - 1)
+        self.add_own(others, self.back(inner).unsqueeze(1), out=others)
         return corrected
 
     def _attend(self, active: Tensor, token: OneToken) -> Tensor:
         normed = self.input_norm(active)
-        projected = self.project(normed)
-        attended = self.output(self.read(projected[:, : self.size], token))
-        return self.add_learned(self.add_attended(active + normed, attended), self.right(projected[:, self.size :]))
+        projected, left = self.project(normed).split_with_sizes(self.sizes, 1)
+        attended = self.output(self.read(projected, token))
+        return self.add_learned(self.add_attended(active + normed, attended), self.right(left))
 
 
 def _heads(attention: Gemma3nTextAttention) -> Heads:
@@ -173,12 +178,11 @@ def _heads(attention: Gemma3nTextAttention) -> Heads:
     return Heads(attention.heads, attention.kv_heads, weight_of(attention.q_norm), key_norm)
 
 
-def _route(altup: Gemma3nTextAltUp) -> Callable[[Tensor], Tensor]:
-    """The router: (rows, width) float32 to (rows, streams) between -1 and 1; norm and scale lie in its weights."""
-    weight = altup.modality_router.weight.detach().float()
-    norm = quick_norm(weight_of(altup.router_norm).float() * altup._input_scale, altup.router_norm.eps)
-    linear = functional.linear
-    return lambda hidden: linear(norm(hidden), weight).tanh_()
+def _route(altup: Gemma3nTextAltUp, eps: float) -> Callable[[Tensor], Tensor]:
+    """The router: (rows, width) float32 to (rows, streams) between -1 and 1."""
+    matrix = altup.modality_router.weight.detach().float()
+    score = quick_norm_product(weight_of(altup.router_norm).float() * altup._input_scale, eps, matrix)
+    return lambda hidden: score(hidden).tanh_()
 
 
 def _sparse(mlp: Gemma3nTextMLP, deviations: float) -> Callable[[Tensor], Tensor]:

@@ -23,6 +23,7 @@ from ...layers.masks import Mask, layer_masks
 from ...layers.norm import RMSNorm
 from ...layers.per_layer import PLACEMENTS, PerLayerInputs, PerLayerTable
 from ...layers.quantized import Int8Linear
+from ...layers.regions import is_inside
 from ...layers.rotary import rotary_frequencies, rotary_tables
 from .blocks import Gemma3nTextAltUp, Gemma3nTextDecoderLayer, Pair, Tables
 from .config import Gemma3nConfig, Gemma3nTextConfig
@@ -163,7 +164,7 @@ class Gemma3nTextModel(PerLayerInputs, Gemma3nPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        last_positions: int = 0,
+        last_positions: int | Tensor = 0,
     ) -> DecoderOutput | tuple[Any, ...]:
         """Decode tokens that follow those in the cache.
 
@@ -176,11 +177,12 @@ class Gemma3nTextModel(PerLayerInputs, Gemma3nPreTrainedModel):
             position_ids: (rows, new); follows from the mask and the cache when None.
             past_key_values: What an earlier call returned, or `make_cache`.
             use_cache: Keep keys and values for a next call; config.use_cache when None.
-            last_positions: How many of the last positions the caller will read; 0 is all. The layers that share keys
-                and values then leave the others out, which changes nothing of what is read.
+            last_positions: How many of the last positions the caller will read, 0 for all, or the columns (kept,) that
+                it will. The layers that share keys and values then leave the others out, which changes nothing of
+                what is read.
 
         Returns:
-            last_hidden_state (rows, new or last_positions, hidden_size); hidden_states are of shape (streams, rows,
+            last_hidden_state (rows, new or what will be read, hidden_size); hidden_states are of shape (streams, rows,
             new, hidden_size).
 
         Raises:
@@ -195,16 +197,21 @@ class Gemma3nTextModel(PerLayerInputs, Gemma3nPreTrainedModel):
         rows, count = embeds.shape[:2]
         slots = cache.reserve(count, _positions(attention_mask, count), rows, embeds.device)
         tables = self._tables(position_ids, slots, count, embeds)
-        keep = 0 if output_hidden_states or output_attentions or last_positions >= count else last_positions
+        if isinstance(last_positions, int):
+            read: slice | Tensor = slice(-last_positions, None)
+            is_whole = not 0 < last_positions < count
+        else:
+            read, is_whole = last_positions, not len(last_positions)
+        kept = None if is_whole or output_hidden_states or output_attentions else read
         views = [View(self._masks(attention_mask, count, slots), tables, per_layer)]
-        if keep:
-            late = {window: (c[:, :, -keep:], s[:, :, -keep:]) for window, (c, s) in tables.items()}
-            views.append(View(self._masks(attention_mask, count, slots, keep), late, per_layer[:, -keep:]))
+        if kept is not None:
+            late = {window: (c[:, :, kept], s[:, :, kept]) for window, (c, s) in tables.items()}
+            views.append(View(self._masks(attention_mask, count, slots, kept), late, per_layer[:, kept]))
         states, collected, weights = self._run(
-            self._spread(embeds), views, cache, keep, output_attentions, output_hidden_states
+            self._spread(embeds), views, cache, kept, output_attentions, output_hidden_states
         )
         output = DecoderOutput(
-            last_hidden_state=self._gather(states[:, -last_positions:]),
+            last_hidden_state=self._gather(states if kept is not None else states[:, read]),
             past_key_values=cache if isinstance(cache, Cache) else None,
             hidden_states=tuple(collected) if output_hidden_states else None,
             attentions=tuple(weights) if output_attentions else None,
@@ -216,14 +223,14 @@ class Gemma3nTextModel(PerLayerInputs, Gemma3nPreTrainedModel):
         states: Tensor,
         views: list[View],
         cache: Cache | PassThrough,
-        keep: int,
+        kept: slice | Tensor | None,
         output_attentions: bool,
         output_hidden_states: bool,
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """All layers: the states after the last, those before each and after the last, and the attention weights.
 
-        `views` holds what the layers that make keys and values are told, and, with `keep`, what the others are, which
-        then run on the last `keep` positions only.
+        `views` holds what the layers that make keys and values are told, and, with `kept`, what the others are, which
+        then run on these columns only.
         """
         config, view = self.config, views[0]
         collected: list[Tensor] = []
@@ -231,8 +238,8 @@ class Gemma3nTextModel(PerLayerInputs, Gemma3nPreTrainedModel):
         pairs: dict[int, Pair] = {}
         for index, layer in enumerate(self.layers):
             source, window = config.kv_source(index), config.window(index)
-            if keep and index == config.first_shared_layer:
-                view, states = views[1], states[:, -keep:]
+            if kept is not None and index == config.first_shared_layer:
+                view, states = views[1], states[:, kept]
             if output_hidden_states:
                 collected.append(states.permute(2, 0, 1, 3))
             own = view.per_layer[:, :, index]
@@ -297,9 +304,10 @@ class Gemma3nTextModel(PerLayerInputs, Gemma3nPreTrainedModel):
         wanted = use_cache and not (self.gradient_checkpointing and self.training)
         return Cache(self.cache_specs()) if wanted else PassThrough()
 
-    def _masks(self, attention_mask: Any, count: int, slots: Slots, keep: int = 0) -> dict[int | None, Mask]:
-        """The mask of each kind of layer, by its window; of the last `keep` queries, or of all."""
-        kept = slice(-keep, None) if keep else None
+    def _masks(
+        self, attention_mask: Any, count: int, slots: Slots, kept: slice | Tensor | None = None
+    ) -> dict[int | None, Mask]:
+        """The mask of each kind of layer, by its window; of the queries in some columns, or of all."""
         if isinstance(attention_mask, Tensor) and attention_mask.dim() == 4:
             attention_mask = dict.fromkeys(self._kinds.values(), attention_mask)
         if not isinstance(attention_mask, dict):
@@ -383,13 +391,13 @@ def _positions(mask: Any, count: int) -> Tensor | None:
             "(rows, 1, new, past + new) is needed."
         )
     real = mask.bool()
-    if count > 1 and not torch.compiler.is_compiling() and bool(real.all()):
+    if count > 1 and not (torch.compiler.is_compiling() or is_inside()) and bool(real.all()):
         return None  # nothing is padded, so the fast kernels will do
     positions = (real.long().cumsum(dim=1) - 1).masked_fill(~real, -1)
     return positions[:, -count:]
 
 
-def _as_bool(mask: Tensor | None, kept: slice | None) -> Mask:
+def _as_bool(mask: Tensor | None, kept: slice | Tensor | None) -> Mask:
     """Rows `kept` of a ready mask as booleans, True where a token is seen; what is added to scores becomes so."""
     if mask is None:
         return None

@@ -20,6 +20,7 @@ from ...base.modeling import PreTrainedModel
 from ...base.outputs import ModelOutput
 from ...layers.attention import attend
 from ...layers.norm import RMSNorm
+from ...layers.regions import recorded
 from .config import Gemma3nVisionConfig
 
 #: Channels that come out of the tower, and how much the fusion widens in between.
@@ -436,6 +437,10 @@ class Gemma3nVisionModel(PreTrainedModel):
                 "SiglipImageProcessor makes it."
             )
         dtype = self.dtype
+        made = None if output_hidden_states else recorded(self, ("last_hidden_state",), pixel_values)
+        if made is not None:
+            output = Gemma3nVisionOutput(*made)
+            return output.to_tuple() if return_dict is False else output
         features, states = self.timm_model(pixel_values.to(torch.float32 if dtype == torch.float16 else dtype))
         hidden_states = None
         if output_hidden_states:

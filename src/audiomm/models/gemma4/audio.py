@@ -13,6 +13,7 @@ from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from ...base.errors import ConfigError, ShapeError
@@ -36,6 +37,7 @@ from ...layers.conformer import (
     plain_linear,
 )
 from ...layers.norm import RMSNorm
+from ...layers.regions import bucket, recorded, recorder
 from .config import Gemma4AudioConfig
 
 #: The keys are scaled by softplus(1) / softplus(0), a constant the model was trained with.
@@ -198,6 +200,14 @@ class Gemma4AudioModel(PreTrainedModel):
             ShapeError: Features or mask have another shape.
         """
         mask = self._checked_mask(input_features, attention_mask)
+        if recorder() is not None and not output_hidden_states:
+            frames = mask.shape[1]
+            missing, tokens = bucket(frames) - frames, -(-frames // 4)
+            padded = functional.pad(input_features, (0, 0, 0, missing)), functional.pad(mask, (0, missing))
+            made = recorded(self, ("last_hidden_state", "attention_mask"), *padded)
+            if made is not None:
+                hidden, mask = (one[:, :tokens] for one in made)
+                return Gemma4AudioModelOutput(last_hidden_state=hidden, attention_mask=mask)
         hidden, mask = self.subsample_conv_projection(input_features, mask)
         states: tuple[Tensor, ...] = ()
         for layer in self.layers:

@@ -15,6 +15,7 @@ from ...generation import GenerationConfig, GenerationMixin
 from ...layers.cache import Cache
 from ...layers.language_head import DecoderAnswers, following_labels, label_loss, loss_columns, token_logits
 from ...layers.masks import Mask
+from ...layers.regions import recorder
 from .config import Gemma4TextConfig
 from .step import QuickStep
 from .text import CACHE_ONLY, Gemma4PreTrainedModel, Gemma4TextModel, Pair
@@ -135,8 +136,21 @@ class Gemma4WithTokenHead(DecoderAnswers, GenerationMixin, Gemma4PreTrainedModel
             logits_to_keep: How many of the last positions to score.
             chunk: Tokens of a piece; None is PREFILL_CHUNK.
         """
-        decoder, length = self.get_decoder(), prompt.embeddings.shape[1]
+        decoder, length, record = self.get_decoder(), prompt.embeddings.shape[1], recorder()
         whole = any(flags.values())
+        # How many tokens an expert gets is asked for on the way.
+        fits = length <= (chunk or PREFILL_CHUNK) and not decoder.config.enable_moe_block
+        if record is not None and fits and not whole:
+            per_layer = prompt.per_layer if prompt.ids is None else decoder.get_per_layer_inputs(prompt.ids)
+
+            def read(embeddings: Tensor, per_layer: Tensor | None, blocks: Tensor | None, mask: Tensor | None) -> Any:
+                one_piece = Prompt(embeddings, per_layer=per_layer, blocks=blocks)
+                output = self.read_prompt(one_piece, cache, mask, logits_to_keep, chunk)
+                return output.logits, output.last_hidden_state
+
+            inputs = prompt.embeddings, per_layer, prompt.blocks, attention_mask
+            logits, states = record(self, ("prompt", logits_to_keep), read, *inputs, cache=cache)
+            return Gemma4CausalLMOutput(logits=logits, past_key_values=cache, last_hidden_state=states)
         edges = [0, length] if whole else chunk_edges(length, logits_to_keep, chunk or PREFILL_CHUNK, prompt.blocks)
         decoded: Any = None
         for begin, end in pairwise(edges):

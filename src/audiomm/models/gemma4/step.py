@@ -19,6 +19,7 @@ from ...layers.embedding import ScaledEmbedding
 from ...layers.experts import Experts, Router, quick_norms, quick_routing
 from ...layers.gated_mlp import GatedMLP, quick_mlp
 from ...layers.heads import HeadReader, Heads, OneToken, StepHeads
+from ...layers.int8_experts import Int8Experts
 from ...layers.language_head import quick_logits
 from ...layers.norm import RMSNorm, quick_added_norm, quick_norm, weight_of
 from ...layers.per_layer import PerLayerTable, quick_per_layer
@@ -27,7 +28,7 @@ from .text import Gemma4TextAttention, Gemma4TextDecoderLayer, Gemma4TextModel
 
 #: What a text stack consists of, besides linears.
 PARTS = (Gemma4TextModel, Gemma4TextDecoderLayer, Gemma4TextAttention, GatedMLP, RMSNorm, ScaledEmbedding,
-         PerLayerTable, Router, Experts)  # fmt: skip
+         PerLayerTable, Router, Experts, Int8Experts)  # fmt: skip
 
 
 class QuickStep:

@@ -26,6 +26,7 @@ from ...layers.conformer import bounded
 from ...layers.embedding import ScaledEmbedding
 from ...layers.experts import Experts, Router
 from ...layers.gated_mlp import GatedMLP
+from ...layers.int8_experts import Int8Experts
 from ...layers.masks import Mask, layer_masks
 from ...layers.norm import RMSNorm
 from ...layers.per_layer import PLACEMENTS, PerLayerInputs, PerLayerTable, find_token_ids
@@ -194,6 +195,7 @@ class Gemma4PreTrainedModel(PreTrainedModel):
     base_model_prefix: ClassVar[str] = "model"
     no_split_modules: ClassVar[tuple[str, ...]] = ("Gemma4TextDecoderLayer",)
     quantized_linear: ClassVar[Any] = Int8Linear
+    quantized_parts: ClassVar[dict[type[nn.Module], Any]] = {Experts: Int8Experts}
     float_linears: ClassVar[tuple[str, ...]] = (
         r"router\.proj$",
         r"per_layer_model_projection$",

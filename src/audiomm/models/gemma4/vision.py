@@ -22,6 +22,7 @@ from ...layers.attention import attend, attend_eager
 from ...layers.clipped_linear import ClippedLinear
 from ...layers.gated_mlp import GatedMLP
 from ...layers.norm import RMSNorm
+from ...layers.regions import recorder
 from ...layers.rotary import apply_rotary, rotary_frequencies, rotary_tables
 from .config import Gemma4VisionConfig
 
@@ -214,8 +215,13 @@ class Gemma4VisionModel(PreTrainedModel):
             chosen = [index for index, (rows, columns) in enumerate(grids) if rows * columns == patches]
             places = torch.tensor(chosen, device=order.device)[:, None], order[chosen, :patches]
             positions = pixel_position_ids[places]
-            hidden = self.patch_embedder(pixel_values[places], positions)
-            hidden, states, weights = self.encoder(hidden, positions, want_weights)
+            record = None if want_states or want_weights else recorder()
+            if record is None:
+                hidden, states, weights = self._encoded(pixel_values[places], positions, want_weights)
+            else:
+                states, weights = [], []
+                given = pixel_values[places], positions
+                (hidden,) = record(self, "encoder", lambda *given: self._encoded(*given)[:1], *given)
             parts.append((chosen, states if want_states else [], weights))
             for index, picture in zip(chosen, hidden, strict=True):
                 soft[index] = self._pooled(picture, *grids[index])
@@ -226,6 +232,15 @@ class Gemma4VisionModel(PreTrainedModel):
             attentions=_padded([(part[0], part[2]) for part in parts]) if want_weights else None,
         )
         return output.to_tuple() if return_dict is False else output
+
+    def _encoded(
+        self, pixels: Tensor, positions: Tensor, want_weights: bool = False
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Pictures of as many patches each; see `Gemma4VisionEncoder`."""
+        made: tuple[Tensor, list[Tensor], list[Tensor]] = self.encoder(
+            self.patch_embedder(pixels, positions), positions, want_weights
+        )
+        return made
 
     def _pooled(self, picture: Tensor, rows: int, columns: int) -> Tensor:
         """(patches, width) -> (soft tokens, width): averages of squares of patches, scaled, in float32 inside."""

@@ -17,6 +17,7 @@ from ...base.hub import Source
 from ...base.outputs import ModelOutput
 from ...generation import GenerationConfig, GenerationMixin
 from ...generation.mixin import eval_mode
+from ...generation.regions import recording
 from .call import begin
 from .face import OpenAIFace
 from .heads import WhisperSeq2Seq
@@ -218,7 +219,7 @@ class WhisperForConditionalGeneration(OpenAIFace, GenerationMixin, WhisperSeq2Se
                 )
             as_output = bool(config.return_dict_in_generate)
             as_model_output = as_output and not (run.options.timestamps or word_timestamps)
-            with run.stream():
+            with run.stream(), recording(self, config):
                 if unique or as_model_output or several:
                     with_segments = return_segments and several and not unique
                     return run.single_pass(unique, as_output and not with_segments, with_segments)
@@ -319,7 +320,7 @@ class WhisperForConditionalGeneration(OpenAIFace, GenerationMixin, WhisperSeq2Se
         events = run.events(monitor, more)
         with run.stream():
             while True:
-                with torch.no_grad(), eval_mode(self):
+                with torch.no_grad(), eval_mode(self), recording(self, run.config):
                     event = next(events, None)
                 if event is None:
                     return

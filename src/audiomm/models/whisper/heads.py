@@ -12,6 +12,7 @@ from ...base.errors import ShapeError
 from ...base.outputs import CausalLMOutput, ModelOutput, Seq2SeqLMOutput, SequenceClassifierOutput
 from ...layers.cache import Cache
 from ...layers.projection import Keeper
+from ...layers.regions import recorder
 from .config import WhisperConfig
 from .modeling import WhisperDecoder, WhisperEncoder, WhisperModel, WhisperPreTrainedModel, as_encoder_output
 from .step import WhisperStep
@@ -41,10 +42,6 @@ class WhisperWithTokenHead(WhisperPreTrainedModel):
             return None
         return self._quick_steps.get(self, lambda: WhisperStep.build(self))
 
-    def attends_by_products(self) -> bool:
-        quick = self.quick_step()
-        return quick is not None and quick.attends_by_products
-
     def get_input_embeddings(self) -> nn.Embedding:
         table: nn.Embedding = self.model.decoder.embed_tokens
         return table
@@ -69,6 +66,14 @@ class WhisperWithTokenHead(WhisperPreTrainedModel):
     def _decode_prompt(
         self, input_ids: Tensor, cache: Cache, mask: Tensor | None, encoded: Tensor | None, keep: int, **flags: bool
     ) -> ModelOutput:
+        record = recorder()
+        if record is not None and not any(flags.values()):
+
+            def read(ids: Tensor, mask: Tensor | None, encoded: Tensor | None) -> tuple[Tensor, ...]:
+                return (self._decode_prompt(ids, cache, mask, encoded, keep).logits,)
+
+            (logits,) = record(self, ("prompt", keep), read, input_ids, mask, encoded, cache=cache)
+            return Seq2SeqLMOutput(logits=logits, past_key_values=cache)
         quick = self.quick_step()
         if encoded is not None and quick is not None and cache.cross(0) is None and not torch.is_grad_enabled():
             quick.hear(encoded, cache)

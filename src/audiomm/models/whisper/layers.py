@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ...layers.attention import attend, attend_eager, read_by_products
+from ...layers.attention import attend, attend_eager
 from ...layers.cache import Cache, PassThrough
 from ...layers.masks import Mask
+from ...layers.rounded import exact, is_rounded
 from .config import WhisperConfig
 
 #: What may stand in an encoder layer of a float16 model before the largest number is reached.
@@ -69,12 +70,8 @@ class WhisperAttention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         weights = None
         is_plain = not weights_wanted and head_mask is None and self.config.attn_implementation != "eager"
-        if is_plain and pair[0].dtype != pair[1].dtype:
-            # Kept in the types that products read quickest; a prompt's few tokens share the keys as beams do.
-            attended = read_by_products(queries.transpose(1, 2).flatten(0, 1), *pair, None, scale=1.0)
-            return self.out_proj(attended.view_as(hidden)), None
         # A cache may keep another type than the model computes in.
-        pair = pair[0].to(hidden.dtype), pair[1].to(hidden.dtype)
+        pair = exact(pair[0], hidden.dtype), exact(pair[1], hidden.dtype)
         if is_plain:
             attended = attend(queries, *pair, mask, scale=1.0, dropout=dropout)
         else:
@@ -99,6 +96,8 @@ class CrossWatch(PassThrough):
         if self._pairs is None:
             return None
         keys, values = self._pairs[layer]
+        if is_rounded(keys.dtype):
+            return exact(keys, torch.float32), exact(values, torch.float32)
         # A cache may keep values in the order that one query reads quickest; here are many.
         return keys, values.contiguous()
 

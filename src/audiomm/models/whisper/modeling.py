@@ -20,6 +20,7 @@ from ...layers.embedding import empty_embedding, sinusoids
 from ...layers.masks import attention_mask as build_mask
 from ...layers.projection import Keeper
 from ...layers.quantized import Int8Linear
+from ...layers.regions import recorded
 from .augment import spec_augment
 from .config import WhisperConfig
 from .encoder_quick import QuickEncoder
@@ -64,19 +65,22 @@ class WhisperPreTrainedModel(PreTrainedModel):
         """An empty cache for `batch` sequences of at most `max_length` tokens."""
         limit = self.config.max_target_positions
         length = min(max_length or limit, limit)
-        return Cache(
+        quick = self.quick_step()
+        cache = Cache(
             self.cache_specs(),
             rows=batch,
             length=length,
             fixed=fixed,
             device=self.device,
             dtype=self.dtype,
-            for_products=self.attends_by_products(),
+            for_products=quick is not None and quick.attends_by_products,
         )
+        cache.cross_dtype = None if quick is None else quick.cross_dtype
+        return cache
 
-    def attends_by_products(self) -> bool:
-        """Whether steps read keys and values quickest as `Cache(for_products=True)` keeps them."""
-        return False
+    def quick_step(self) -> Any:
+        """The quick twin of a decode step, where a model has one."""
+        return None
 
 
 class WhisperEncoder(WhisperPreTrainedModel):
@@ -128,6 +132,10 @@ class WhisperEncoder(WhisperPreTrainedModel):
             quick = self._quick_encoder(features)
             if quick is not None:
                 output = BaseModelOutput(last_hidden_state=quick(features))
+                return output.to_tuple() if return_dict is False else output
+            made = recorded(self, ("last_hidden_state",), features)
+            if made is not None:
+                output = BaseModelOutput(*made)
                 return output.to_tuple() if return_dict is False else output
         hidden = functional.gelu(self.conv2(functional.gelu(self.conv1(features)))).transpose(1, 2)
         hidden = functional.dropout(hidden + self.embed_positions.weight, config.dropout, self.training)

@@ -19,6 +19,7 @@ from ...layers.cache import Cache
 from ...layers.masks import attention_mask
 from ...layers.projection import Projection, projection
 from ...layers.quantized import Int8Linear
+from ...layers.rounded import is_rounded, read_rounded, store
 from .layers import WhisperDecoderLayer, activation
 
 #: Cross-attention pairs of so many layers are computed at once as take this many bytes a window.
@@ -64,8 +65,13 @@ class WhisperStep:
         self._heads, self._head_dim, self._scale = attention.heads, attention.head_dim, attention.scale
         self._width = decoder.config.d_model
         self.by_products = by_products
+        dtype = self._embeddings.dtype
         #: Whether steps read keys and values quickest as `Cache(for_products=True)` keeps them.
-        self.attends_by_products = by_products and _halves_are_quick() and not _is_full_precision(model)
+        self.attends_by_products = by_products and dtype != torch.float32
+        # Of models in 8 bits they need not be more exact than bfloat16, which is half to read.
+        is_rough = by_products and isinstance(model.proj_out, Int8Linear) and _has_bfloat16()
+        #: The type that keys and values of the audio are read quickest in; None: that of the model.
+        self.cross_dtype = torch.bfloat16 if is_rough else None
 
     @classmethod
     def build(cls, model: Any) -> WhisperStep | None:
@@ -94,7 +100,7 @@ class WhisperStep:
                     rooms = [cache.cross_room(layer, pairs[0, :, 0, 0], len(encoded)) for layer in layers]
                 for room, pair in zip(rooms, pairs.unbind(2), strict=True):
                     for kept, heard in zip(room, pair.permute(2, 0, 3, 1, 4), strict=True):
-                        kept.narrow(0, number * len(part), len(part)).copy_(heard)
+                        store(kept.narrow(0, number * len(part), len(part)), heard)
             index += len(rooms)
 
     def __call__(self, input_ids: Tensor, cache: Cache) -> Tensor:
@@ -118,13 +124,14 @@ class WhisperStep:
             read = read_by_products
             kept = torch.float32 if cache.for_products else hidden.dtype
             mask = None if mask is None else added_mask(mask, heads, kept)
+        read_cross = read_rounded if is_rounded(cache.cross_dtype) else read
         for layer, stored, cross in zip(self._layers, cache.layers, cache.cross_pairs, strict=True):
             mapped = layer.own_inputs(layer.own_norm(hidden)).view(rows, 3, heads, head_dim)
             keys, values = stored.append(mapped[:, 1:].transpose(0, 1).unsqueeze(3))
             hidden = hidden + layer.own_output(read(mapped[:, 0], keys, values, mask, scale=scale))
             if cross is not None:
                 queries = layer.cross_query(layer.cross_norm(hidden)).view(rows, heads, head_dim)
-                hidden = hidden + layer.cross_output(read(queries, *cross, None, scale=scale))
+                hidden = hidden + layer.cross_output(read_cross(queries, *cross, None, scale=scale))
             hidden = hidden + layer.narrow(act(layer.widen(layer.last_norm(hidden))))
         return self._head(self._last_norm(hidden)).float()
 
@@ -182,10 +189,6 @@ def _is_plain(decoder: nn.Module, head: nn.Module) -> bool:
     return len({tensor.device for tensor in (*decoder.parameters(), *head.parameters())}) == 1
 
 
-def _is_full_precision(model: Any) -> bool:
-    return isinstance(model.proj_out, nn.Linear) and model.proj_out.weight.dtype == torch.float32
-
-
-def _halves_are_quick() -> bool:
-    """Whether this processor has the instructions that PyTorch's kernels for float16 need."""
-    return torch.backends.cpu.get_cpu_capability() == "AVX512"
+def _has_bfloat16() -> bool:
+    """Whether this processor multiplies numbers in bfloat16."""
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

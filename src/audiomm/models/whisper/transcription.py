@@ -188,28 +188,39 @@ class Transcription:
     ) -> Iterator[tuple[int, list[dict[str, Any]]]]:
         """Go through all windows of all recordings, and tell what was found in each as soon as it is settled.
 
-        At most `options.batch_size` recordings are under way at once; when one is done, the next takes its row.
+        At most `options.batch_size` windows go through the decoder at once; when one is done, the recording's next
+        one takes its row, or the first of the next recording.
 
         Args:
-            monitor: Called before each round of windows with (recordings, 2) frames done and frames in all.
+            monitor: Called before windows are encoded with (recordings, 2) frames done and frames in all.
             more: Asked for another recording when there is room for one and none waits.
 
         Yields:
             The row of a recording in the batch, and the segments that its next window added: none where it holds no
             speech. Windows of a recording come in order, those of different recordings in turn.
         """
-        waiting = deque(one for one in self.recordings if not one.is_done)
-        size = self.options.batch_size or len(self.recordings)
-        active: list[Recording] = []
-        while True:
-            active = [recording for recording in active if not recording.is_done]
-            while len(active) < size and (waiting or self._has_more(waiting, more)):
-                active.append(waiting.popleft())
-            if not active:
-                return
+        ready = deque(one for one in self.recordings if not one.is_done)
+
+        def following(count: int) -> tuple[BaseModelOutput, list[Recording]] | None:
+            taken: list[Recording] = []
+            while len(taken) < count and (ready or self._has_more(ready, more)):
+                taken.append(ready.popleft())
+            if not taken:
+                return None
             if monitor is not None:
                 monitor(torch.tensor([[min(one.seek, one.frames), one.frames] for one in self.recordings]))
-            for recording, window in zip(active, self._next_windows(active), strict=True):
+            encoded = self._windows(taken)
+            self._detect_languages(taken, encoded)
+            self._announce(taken)
+            return encoded, taken
+
+        size = self.options.batch_size or len(self.recordings)
+        size = size if more is not None else min(size, len(self.recordings))
+        for encoded, heard, texts in self.decoder.texts(following, size):
+            windows = self._settled(encoded, heard, texts)
+            # Recordings that have been begun come before those that wait.
+            ready.extendleft(one for one in reversed(heard) if not one.is_done)
+            for recording, window in zip(heard, windows, strict=True):
                 yield recording.row, window.segments
 
     def _has_more(self, waiting: deque[Recording], more: More | None) -> bool:
@@ -221,12 +232,8 @@ class Transcription:
                 waiting.append(recording)
         return bool(waiting)
 
-    def _next_windows(self, active: list[Recording]) -> list[Window]:
-        """Transcribe the next window of each recording, and move on to the one after it."""
-        encoded = self._windows(active)
-        self._detect_languages(active, encoded)
-        self._announce(active)
-        texts = self.decoder.best_texts(encoded, active)
+    def _settled(self, encoded: BaseModelOutput, active: list[Recording], texts: list[WindowText]) -> list[Window]:
+        """What was found in the next window of each recording; they move on to the one after it."""
         texts = self._with_tokens_measured(encoded, active, texts)
         windows = [self._window(recording, text) for recording, text in zip(active, texts, strict=True)]
         options = self.options

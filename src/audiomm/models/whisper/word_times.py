@@ -251,14 +251,15 @@ def _timed(
 ) -> list[list[_Word]]:
     """The words of each segment with their times, punctuation joined to them."""
     segments: list[list[tuple[TokenWord, _Word]]] = []
+    starts, ends, likely = times.starts.tolist(), times.ends.tolist(), times.probabilities.tolist()
     first = 0
     for text in texts:
         pieces = split_words(tokenizer.backend_tokenizer, text, window.language, tokenizer.eos_token_id)
         timed = []
         for piece in pieces:
             begin, end = first + piece.indices[0], first + piece.indices[-1]
-            probability = float(times.probabilities[begin : end + 1].mean())
-            timed.append((piece, _Word(piece.text, float(times.starts[begin]), float(times.ends[end]), probability)))
+            probability = sum(likely[begin : end + 1]) / (end + 1 - begin)
+            timed.append((piece, _Word(piece.text, starts[begin], ends[end], probability)))
         segments.append(timed)
         first += len(text)
     durations = _durations([word for segment in segments for _, word in segment])
