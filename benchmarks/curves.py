@@ -60,11 +60,7 @@ def _windows(setting: Setting, kind: str) -> dict[str, Any]:
     if "faster-whisper" in setting.against:
         kind = "int8" if "int8" in sides.ctranslate2_kinds() else "float32"
         model = sides.ctranslate2_model(setting, 100, kind)
-
-        def make(features: torch.Tensor) -> Any:
-            encode = sides.ctranslate2_encoder(model, features)
-            prompts = [[50258, 50259, 50359, 50363]] * len(features)
-            return lambda: model.generate(encode(), prompts, beam_size=1, max_length=2 * count)
-
-        found[f"faster-whisper {kind}"] = make
+        prompt = [50258, 50259, 50359, 50363]
+        # Given features instead of the encoder's output, it encodes them.
+        found[f"faster-whisper {kind}"] = lambda features: sides.ctranslate2_decoder(model, prompt, features, count)
     return found

@@ -41,6 +41,7 @@ def run(setting: Setting) -> dict[str, Any]:
     decode = _differences(times, own, "encoder")
     results = summarise(extra, extra)
     for name, row in results.items():
+        row["cpu_ms"] = round(times[f"{name}, words"]["cpu_ms"] - times[name]["cpu_ms"], 3)
         row["share_of_decode"] = round(statistics.median(extra[name]) / max(statistics.median(decode), 1e-9), 3)
     length = f"{seconds} s"
     return {f"{setting.size}, {length}, words on top": results, f"{setting.size}, {length}, whole": times}

@@ -278,7 +278,7 @@ class Batches:
         progress, dice, rng = self.clock.progress(), self.rng.random(), self.rng
         if self.is_new and progress < 0.12:
             return float(rng.choice([2.0, 3.0])), 12
-        whole = 0.12 if progress > 0.5 else 0.0 if self.is_new else 0.03  # they take ten times as long as short ones
+        whole = 0.07 if progress > 0.5 else 0.0 if self.is_new else 0.03  # they take ten times as long as short ones
         if dice < whole:
             return ds.WINDOW_SECONDS, 8
         if dice < whole + (0.2 if progress > 0.4 else 0.1):

@@ -21,6 +21,7 @@ class Student(digit_student.Student):
 
     vocabulary = VOCABULARY
     word_token, end, first_time = WORD_TOKEN, EOT, FIRST_TIME
+    silence_weight = 0.3  # else the one mark of silence outweighs a first word whose start is any of several times
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """All losses of a batch, their weighted sum `loss`, and shares of what was right.

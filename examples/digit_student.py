@@ -69,6 +69,7 @@ class Student(nn.Module):
 
     vocabulary = VOCABULARY
     word_token, end, first_time = WORD_TOKEN, EOT, FIRST_TIME  # ids: the words lie between the first two
+    silence_weight = 1.0  # of the mark 0.00 in the loss: of windows without words, and of words at the very start
 
     def __init__(self) -> None:
         super().__init__()
@@ -167,7 +168,9 @@ class Student(nn.Module):
         near = [scores.gather(1, (labels + step).clamp(max=scores.shape[1] - 1)[:, None])[:, 0] for step in (-1, 1)]
         is_time = labels > self.first_time
         blurred = 0.7 * exact + 0.15 * (near[0] + near[1])
-        return {"text": -exact[~is_time].mean(), "stamp": -blurred[is_time].sum() / is_time.sum().clamp(min=1)}
+        weights = torch.where(labels == self.first_time, self.silence_weight, 1.0)[~is_time]
+        text = -(exact[~is_time] * weights).sum() / weights.sum()
+        return {"text": text, "stamp": -blurred[is_time].sum() / is_time.sum().clamp(min=1)}
 
     def reading(self, heard: Tensor, batch: dict[str, Tensor]) -> Tensor:
         """What the guided heads of the last layer would write if they looked at one frame only: its time, its word."""

@@ -103,6 +103,14 @@ def test_clips_of_one_length_are_one_tensor_and_others_a_list():
     torch.testing.assert_close(together[0], apart[0], atol=0, rtol=0)
 
 
+@pytest.mark.parametrize("frames", [mel._BLOCK_FRAMES + 1, 2 * mel._BLOCK_FRAMES - 1, 2 * mel._BLOCK_FRAMES + 2])
+def test_blocks_may_overlap(frames):
+    """A clip is cut into equal blocks, and the last one begins early enough to be as long as the others."""
+    clip = torch.randn(frames * 160, generator=torch.Generator().manual_seed(frames)) * 0.1
+    (fast,) = fast_log_mel([clip], [len(clip)])
+    torch.testing.assert_close(fast, mel.plain_log_mel(clip[None], filters(), 400, 160)[0], atol=1e-6, rtol=0)
+
+
 def test_rows_do_not_see_each_other():
     generator = torch.Generator().manual_seed(1)
     clips = [

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from audiomm import WhisperForConditionalGeneration
 from audiomm.generation import GenerationMixin, regions, runners
-from audiomm.layers.regions import bucket, recorder
+from audiomm.layers.regions import bucket, inside, recorded_by, recorder
 from audiomm.models.whisper.modeling import WhisperEncoder
 
 PLAIN = {"disable_compile": True}
@@ -199,6 +202,7 @@ def test_lengths_come_in_few_buckets():
     assert [bucket(room) for room in set(lengths)] == list(set(lengths))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_prompts_are_compiled_by_bucket(whisper):
     options = {"compile_config": {"backend": "aot_eager", "fullgraph": True}}
@@ -206,3 +210,61 @@ def test_prompts_are_compiled_by_bucket(whisper):
         given = {"decoder_input_ids": prompts(length)}
         plain = GenerationMixin.generate(whisper, sounds(length), **given, **PLAIN)
         assert torch.equal(GenerationMixin.generate(whisper, sounds(length), **given, **options), plain)
+
+
+# ---------------------------------------------------------------------- on a device
+
+
+class Watch(TorchDispatchMode):
+    """Notes operations for which a device would wait, or would be given something by the host."""
+
+    def __init__(self, waits: tuple[str, ...]) -> None:
+        super().__init__()
+        self._waits = waits
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        places = {one.device.type for one in tree_leaves((args, kwargs, result)) if isinstance(one, torch.Tensor)}
+        if function.overloadpacket.__name__ in self._waits or "cpu" in places:
+            self.found.append(str(function))
+        return result
+
+
+@pytest.mark.parametrize("family", ["whisper", "gemma3n", "gemma4"])
+def test_regions_take_nothing_from_the_host_and_ask_the_device_nothing(whisper, gemmas, launches, family):
+    seen: dict[str, list[str]] = {}
+
+    def watched(owner, name, function, *tensors, cache=None):
+        with inside():
+            function(*tensors)
+            if cache is not None:
+                cache.reset()
+            with Watch(launches._WAITS) as watch:
+                made = function(*tensors)
+        seen[type(owner).__name__] = watch.found
+        return made
+
+    model = whisper if family == "whisper" else gemmas.FAMILIES[family][1](getattr(gemmas, f"processor_{family[5:]}")())
+    model = model.eval().to("meta")
+    made = partial(torch.ones, device="meta")
+    with torch.no_grad(), recorded_by(watched):
+        if family == "whisper":
+            given = {"input_features": made(2, 8, 40)}
+        else:
+            config = model.get_decoder().config
+            layers, width = config.num_hidden_layers, config.hidden_size_per_layer_input
+            given = {"inputs_embeds": made(2, 4, config.hidden_size), "per_layer_inputs": made(2, 4, layers, width)}
+            tower = model.model.audio_tower
+            tower(made(2, 40, getattr(tower.config, "input_feat_size", 32)), made(2, 40, dtype=torch.bool))
+            if family == "gemma3n":
+                model.model.vision_tower(made(2, 3, 32, 32))
+            else:
+                eyes = model.model.vision_tower
+                patches = made(2, 6, 3 * eyes.config.patch_size**2), made(2, 6, 2, dtype=torch.long)
+                watched(eyes, "encoder", lambda *patches: eyes._encoded(*patches)[:1], *patches)
+        cache = model.make_cache(2, max_length=64, fixed=True)
+        ids = made(2, 4 if family == "whisper" else 0, dtype=torch.long)
+        model.prefill(ids, cache, attention_mask=made(2, 4, dtype=torch.bool), **given)
+    assert len(seen) == (2 if family == "whisper" else 3)
+    assert not any(seen.values())

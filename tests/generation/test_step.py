@@ -104,7 +104,8 @@ def test_several_samples_of_a_prompt_are_captured_too(hear, graphs):
     assert graphs.replays > 10
 
 
-def test_timestamps_and_scores_of_a_transcription_are_the_same_captured(model, graphs, tiny_whisper_config):
+@pytest.mark.parametrize("how", ["captured", "compiled"])
+def test_timestamps_and_scores_of_a_transcription_are_the_same(model, graphs, monkeypatch, how):
     model.generation_config.update(suppress_tokens=[4, 5])
     model.generation_config.no_timestamps_token_id, model.generation_config.is_multilingual = 69, False
     features = torch.randn(2, 8, 40, generator=torch.Generator().manual_seed(3))
@@ -113,9 +114,12 @@ def test_timestamps_and_scores_of_a_transcription_are_the_same_captured(model, g
         options |= {"return_timestamps": True, "return_segments": True, "eos_token_id": 60, "max_new_tokens": 60}
         return model.generate(features, **options)["segments"]
 
-    plain, captured = hear(**PLAIN), hear()
-    assert graphs.replays > 10
-    for one, other in zip(plain, captured, strict=True):
+    plain = hear(**PLAIN)
+    if how == "compiled":
+        monkeypatch.setattr(runners, "_can_capture", lambda device: False)
+    quick = hear() if how == "captured" else hear(compile_config={"backend": "aot_eager"})
+    assert (graphs.replays > 10) == (how == "captured")
+    for one, other in zip(plain, quick, strict=True):
         assert [s["tokens"].tolist() for s in one] == [s["tokens"].tolist() for s in other]
         assert [s["avg_logprob"] for s in one] == pytest.approx([s["avg_logprob"] for s in other], rel=1e-5)
 
@@ -312,6 +316,22 @@ def test_a_compiled_step_writes_what_plain_ones_write_and_compiles_once(hear):
     assert graph_count() == 1
     assert not torch._dynamo.utils.counters["graph_break"]
     assert torch.equal(hear(**options, compile_config=config, disable_compile=True), plain)
+    # The prompt is compiled at the third call of its bucket.
+    hear(**options, compile_config=config)
+    assert graph_count() == 2
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for length in (1, 2, 3):
+            ids = torch.full((3, length), 7)
+            wanted = hear(**options, decoder_input_ids=ids)
+            assert torch.equal(hear(**options, decoder_input_ids=ids, compile_config=config), wanted)
+
+
+def test_a_compiled_step_is_captured_too_where_that_is_possible(hear, graphs):
+    plain = hear(**PLAIN)
+    for _ in range(2):
+        assert torch.equal(hear(compile_config={"backend": "aot_eager"}), plain)
+    assert graphs.captures == 1
+    assert graphs.replays > 10
 
 
 def test_a_compiled_step_draws_the_same_tokens_from_a_seed(hear):

@@ -126,13 +126,15 @@ def test_in_bfloat16_it_is_as_near_to_float32_as_the_modules(model, request, ker
         request.getfixturevalue("fused")
     rounded = copy.deepcopy(model).bfloat16()
     precise = copy.deepcopy(rounded).float()
-    ids, _ = prompt(4, padded=False)
-    exact, slow, quick = precise.make_cache(4), rounded.make_cache(4), rounded.make_cache(4)
+    # Many rows: where a router is near to choosing another expert, rounding is a matter of luck.
+    rows = 24
+    ids, _ = prompt(rows, padded=False)
+    exact, slow, quick = precise.make_cache(rows), rounded.make_cache(rows), rounded.make_cache(rows)
     for part, cache in ((precise, exact), (rounded, slow), (rounded, quick)):
         part.prefill(ids, cache)
     step, errors = rounded.quick_step(), torch.zeros(2)
     for _ in range(STEPS // 3):
-        ids = torch.randint(5, 90, (4, 1))
+        ids = torch.randint(5, 90, (rows, 1))
         wanted = precise.step(ids, exact).logits[:, -1]
         found = rounded.step(ids, slow).logits[:, -1].float(), step(ids, quick)
         errors += torch.stack([(each - wanted).square().sum() / wanted.square().sum() for each in found])
@@ -156,7 +158,7 @@ def test_sparse_layers_read_what_their_gates_let_through_and_no_more(gemmas, mon
         closed = gate_strength(gate, model.model.layers[0].mlp.deviations) == 0
         assert closed.float().mean() > 0.5
         up.weight.data[closed[0]] = torch.nan
-        assert torch.allclose(step.layers[0].mlp(hidden), wanted, atol=1e-5)
+        assert torch.allclose(step.layers[0].mlp(hidden, None)[0], wanted, atol=1e-5)
     assert distance(model, model.quick_step(), rows=rows) < LIMIT
 
 

@@ -191,7 +191,7 @@ class MelFilters:
 class _Workspace:
     """Memory for one block of frames, used again for every block: fresh pages would cost as much as the transform.
 
-    The views of it that a block of some frames takes are kept, too: a hundred small calls of Python for each would show.
+    The views of it that a block takes are kept, too: taking them anew would be a hundred small calls for each block.
     """
 
     def __init__(self, most_frames: int, filters: MelFilters, n_fft: int, hop_length: int) -> None:
@@ -218,7 +218,7 @@ class _Workspace:
         ]
 
     def log_power(self, clip: torch.Tensor, length: int, out: torch.Tensor) -> None:
-        """Write log10 of the mel power of the first frames of `clip`, extended to `length`, into `out` (mels, frames)."""
+        """Write log10 of the mel power of the first frames of `clip`, extended to `length`, to `out` (mels, frames)."""
         total = out.shape[1]
         frames = -(-total // -(-total // len(self.power)))
         if frames != self.frames:

@@ -29,14 +29,16 @@ _BOOKKEEPING = ("_from_model_config", "_commit_hash")
 
 @dataclass
 class CompileConfig:
-    """How torch.compile is to treat the decode step; passed to generate() as `compile_config`.
+    """How torch.compile is to treat decode steps, and prompts that come often; generate() takes it as `compile_config`.
 
-    Where it is given, steps are compiled on any device, and the cache is a static one.
+    Where it is given, steps are compiled on any device, layers that are alike once for all of them, and the cache is a
+    static one. On a GPU what was compiled is captured as a CUDA graph, unless AUDIOMM_CAPTURE=0.
 
     Attributes:
         fullgraph: Fail where the step is not one graph; it is one with every model of this library.
         dynamic: As for torch.compile; None counts as False, since no shape changes from step to step.
-        backend, mode, options: As for torch.compile; of `mode` and `options` one is None.
+        backend, options: As for torch.compile.
+        mode: As for torch.compile, None where there are `options`; its own CUDA graphs are left out.
     """
 
     fullgraph: bool = False

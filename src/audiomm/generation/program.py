@@ -91,8 +91,8 @@ def _backend(options: dict[str, Any]) -> Backend:
     """What compiles a part; `options` keep what is left for the whole."""
     backend, mode, details = (options.pop(name, None) for name in ("backend", "mode", "options"))
     if backend not in (None, "inductor"):
-        found: Backend = torch._dynamo.lookup_backend(backend)
-        return found
+        found: Any = torch._dynamo.lookup_backend(backend)
+        return partial(_foreign, backend=found)
     # CUDA graphs are recorded around the whole function, not part by part.
     mode = {"reduce-overhead": None, "max-autotune": "max-autotune-no-cudagraphs"}.get(mode, mode)
     details = dict(torch._inductor.list_mode_options(mode) if mode not in (None, "default") else details or {})
@@ -101,6 +101,11 @@ def _backend(options: dict[str, Any]) -> Backend:
 
 def _inductor(graph: fx.GraphModule, examples: Sequence[Any], options: dict[str, Any]) -> Callable[..., Any]:
     compiled: Callable[..., Any] = torch._inductor.compile(graph, list(examples), options=options)
+    return compiled
+
+
+def _foreign(graph: fx.GraphModule, examples: Sequence[Any], backend: Any) -> Callable[..., Any]:
+    compiled: Callable[..., Any] = backend(graph, list(examples))
     return compiled
 
 

@@ -109,7 +109,9 @@ class RowBatch:
 
     def cross_pairs(self, rows: list[int]) -> list[tuple[Tensor, Tensor]]:
         """What each layer made of what some rows heard; see `Done.row`."""
-        return [(pair[0][rows], pair[1][rows]) for pair in self._state.cache.cross_pairs if pair is not None]
+        # One row is looked at where it is; several are copied.
+        index = slice(rows[0], rows[0] + 1) if len(rows) == 1 else rows
+        return [(pair[0][index], pair[1][index]) for pair in self._state.cache.cross_pairs if pair is not None]
 
     # ------------------------------------------------------------------ in
 

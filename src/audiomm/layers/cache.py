@@ -350,7 +350,7 @@ class Cache:
 
     def leave(self, rows: Tensor) -> None:
         """Rows of a fixed cache hold nothing until others enter; the steps they take meanwhile count from 0 again."""
-        self._padding.index_copy_(0, rows, self._newest.expand(len(rows), 1))
+        self._padding.index_copy_(0, rows, (self._newest + 1).expand(len(rows), 1))
         for track in self._fixed.values():
             track.positions.index_fill_(0, rows, -1)
 

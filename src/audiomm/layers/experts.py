@@ -160,7 +160,7 @@ def quick_norms(weights: Tensor, eps: float) -> Callable[[Tensor], tuple[Tensor,
     if has_norm_kernel(weights.device):
         shape, rms_norm = (width,), functional.rms_norm
         return lambda hidden: (rms_norm(hidden, shape, None, eps) * weights).unbind(0)
-    size_of, scales = quick_size(width, eps, weights.dtype), weights.float() * width**0.5
+    size_of, scales = quick_size(width, eps), weights.float() * width**0.5
 
     def spelled_out(hidden: Tensor) -> tuple[Tensor, ...]:
         return (hidden * scales).div_(size_of(hidden)).to(hidden.dtype).unbind(0)

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .quick import product
+from .norm import Roomy
+from .quick import product, product_into
 
 
 class GatedMLP(nn.Module):
@@ -29,13 +30,13 @@ class GatedMLP(nn.Module):
         return output
 
 
-def quick_mlp(mlp: GatedMLP) -> Callable[[Tensor], Tensor]:
-    """The block for decode steps, with gate and up in one product."""
-    gate_up, down = product(mlp.gate_proj, mlp.up_proj), product(mlp.down_proj)
+def quick_mlp(mlp: GatedMLP) -> Callable[[Tensor, Roomy | None], Roomy]:
+    """The block for decode steps, with gate and up in one product; see `product_into`."""
+    gate_up, down = product(mlp.gate_proj, mlp.up_proj), product_into(mlp.down_proj)
     gelu, sizes = functional.gelu, (mlp.gate_proj.out_features, mlp.up_proj.out_features)
 
-    def run(hidden: Tensor) -> Tensor:
+    def run(hidden: Tensor, place: Roomy | None) -> Roomy:
         gate, up = gate_up(hidden).split_with_sizes(sizes, 1)
-        return down(gelu(gate, approximate="tanh").mul_(up))
+        return down(gelu(gate, approximate="tanh").mul_(up), place)
 
     return run

@@ -133,7 +133,7 @@ def head_turner(
             return addcmul(first * firsts, second, seconds)
 
     else:
-        size_of = quick_size(width, eps, dtype, (-2, -1))
+        size_of = quick_size(width, eps, (-2, -1))
 
         def turn(heads: Tensor, firsts: Tensor, seconds: Tensor) -> Tensor:
             first, second = heads.split_with_sizes(halves, 3)
@@ -221,7 +221,9 @@ class HeadReader:
             return attend_one(queries, keys, values, mask)
         # The queries that read the same keys, as if they were one head's tokens.
         each = self.each
-        queries = heads.as_strided((rows * groups, each, width), (self.stride if groups == 1 else each * width, width, 1))
+        queries = heads.as_strided(
+            (rows * groups, each, width), (self.stride if groups == 1 else each * width, width, 1)
+        )
         scores = torch.bmm(queries, keys) if mask is None else torch.baddbmm(mask.select(1, 0), queries, keys)
         return torch.bmm(scores.softmax(-1), values).view(rows, -1)
 

@@ -49,67 +49,75 @@ def weight_of(norm: RMSNorm) -> Tensor:
     return torch.ones(norm.width) if norm.weight is None else norm.weight.detach()
 
 
-def quick_norm(weight: Tensor, eps: float) -> Callable[[Tensor], Tensor]:
+#: Rows (..., width), and where they lie with their room beside them, (..., width + 1); None where there is none.
+Roomy = tuple[Tensor, Tensor | None]
+
+
+def roomy(*sizes: int, eps: float, like: Tensor) -> Roomy:
+    """Unwritten float32 rows of these sizes on the device of `like` and, where it is of use, their room.
+
+    The room of a row is the number root(width * eps) behind it: the length of both is what RMSNorm divides by, but for
+    root(width), and need not be worked out from that of the row.
+    """
+    if has_norm_kernel(like.device) or torch.compiler.is_compiling():
+        return like.new_empty(sizes, dtype=torch.float32), None
+    *others, width = sizes
+    whole = like.new_full((*others, width + 1), (width * eps) ** 0.5, dtype=torch.float32)
+    return whole.narrow(-1, 0, width), whole
+
+
+def quick_norm(weight: Tensor, eps: float) -> Callable[..., Tensor]:
     """RMSNorm of (..., width) with a weight (width,) in as few operations as its device allows; of the weight's dtype.
 
-    On the CPU root(mean(x^2) + eps) is taken as the hypotenuse of |x| and root(width * eps), over root(width), which
-    the weight takes in: a copy, so whoever keeps the answer watches the weight.
+    The answer takes rows and, where they have it, their room with the same eps, as `Roomy` holds them. On the CPU
+    root(mean(x^2) + eps) is taken as the length of x and its room, over root(width), which the weight takes in: a copy,
+    so whoever keeps the answer watches the weight.
     """
     shape, dtype = (len(weight),), weight.dtype
     if has_norm_kernel(weight.device):
         rms_norm, precise = functional.rms_norm, weight.float()
 
-        def fused(hidden: Tensor) -> Tensor:
+        def fused(hidden: Tensor, whole: Tensor | None = None) -> Tensor:
             if hidden.dtype == dtype:
                 return rms_norm(hidden, shape, weight, eps)
             return rms_norm(hidden, shape, precise, eps).to(dtype)
 
         return fused
-    size_of, scale = quick_size(len(weight), eps, dtype), whole_scale(weight)
+    size_of, scale = quick_size(len(weight), eps), whole_scale(weight)
     if dtype == torch.float32:
-        return lambda hidden: (hidden * scale).div_(size_of(hidden))
-    return lambda hidden: (hidden * scale).div_(size_of(hidden)).to(dtype)
+        return lambda hidden, whole=None: (hidden * scale).div_(size_of(hidden, whole))
+    return lambda hidden, whole=None: (hidden * scale).div_(size_of(hidden, whole)).to(dtype)
 
 
 def quick_added_norm(weight: Tensor, eps: float, times: float = 1.0) -> Callable[..., Tensor]:
-    """A function of `base` and `hidden`: base + times * RMSNorm(hidden), of the base's dtype; see `quick_norm`.
+    """A function that writes base + times * RMSNorm(made) to `base`, and gives it back; see `quick_norm`.
 
-    With `out` it is written there.
+    It takes the base, what was made, which may be written over, and the room of this.
     """
     if has_norm_kernel(weight.device):
-        norm, add = quick_norm(weight, eps), torch.add
+        norm = quick_norm(weight, eps)
+        return lambda base, made, whole=None: base.add_(norm(made), alpha=times)
+    size_of, scale = quick_size(len(weight), eps), whole_scale(weight) * times
 
-        def fused(base: Tensor, hidden: Tensor, out: Tensor | None = None) -> Tensor:
-            return add(base, norm(hidden), alpha=times, out=out)
-
-        return fused
-    size_of, scale, addcdiv = quick_size(len(weight), eps, weight.dtype), whole_scale(weight) * times, torch.addcdiv
-    if weight.dtype == torch.float32:
-
-        def in_place(base: Tensor, hidden: Tensor, out: Tensor | None = None) -> Tensor:
-            size = size_of(hidden)
-            return addcdiv(base, hidden.mul_(scale), size, out=out)
-
-        return in_place
-
-    def spelled_out(base: Tensor, hidden: Tensor, out: Tensor | None = None) -> Tensor:
-        total = addcdiv(base, hidden * scale, size_of(hidden), out=out)
-        return total if total.dtype == base.dtype else total.to(base.dtype)
+    def spelled_out(base: Tensor, made: Tensor, whole: Tensor | None = None) -> Tensor:
+        size = size_of(made, whole)
+        scaled = made.mul_(scale) if made.dtype == scale.dtype else made * scale
+        return base.addcdiv_(scaled, size)
 
     return spelled_out
 
 
-def quick_norm_product(weight: Tensor, eps: float, matrix: Tensor) -> Callable[[Tensor], Tensor]:
-    """RMSNorm, then a small matrix (outputs, width): (rows, width) -> (rows, outputs), all float32.
+def quick_norm_product(weight: Tensor, eps: float, matrix: Tensor) -> Callable[..., Tensor]:
+    """RMSNorm, then a small matrix (outputs, width): (rows, width) -> (rows, outputs), all float32; see `quick_norm`.
 
     On the CPU the norm's weight lies in a copy of the matrix.
     """
     multiply = torch.mm
     if has_norm_kernel(weight.device):
         norm, plain = quick_norm(weight, eps), matrix.t()
-        return lambda hidden: multiply(norm(hidden), plain)
-    size_of, scaled = quick_size(len(weight), eps, torch.float32), (matrix * whole_scale(weight)).t()
-    return lambda hidden: multiply(hidden, scaled).div_(size_of(hidden))
+        return lambda hidden, whole=None: multiply(norm(hidden), plain)
+    size_of, scaled = quick_size(len(weight), eps), (matrix * whole_scale(weight)).t()
+    return lambda hidden, whole=None: multiply(hidden, scaled).div_(size_of(hidden, whole))
 
 
 def whole_scale(weight: Tensor) -> Tensor:
@@ -117,19 +125,16 @@ def whole_scale(weight: Tensor) -> Tensor:
     return weight.float() * len(weight) ** 0.5
 
 
-def quick_size(
-    width: int, eps: float, dtype: torch.dtype, dimensions: int | tuple[int, ...] = -1
-) -> Callable[[Tensor], Tensor]:
-    """root(width) times what RMSNorm over dimensions of `width` numbers in all divides by, float32; for the CPU.
-
-    Args:
-        width: How many numbers are normed together.
-        eps: Of the norm.
-        dtype: Of the model: in float32 everything is of this type, else some states may be.
-        dimensions: Of the input, to be normed together.
-    """
+def quick_size(width: int, eps: float, dimensions: int | tuple[int, ...] = -1) -> Callable[..., Tensor]:
+    """root(width) times what RMSNorm over dimensions of `width` numbers in all divides by, float32; for the CPU."""
     room = torch.tensor((width * eps) ** 0.5, dtype=torch.float32)
     vector_norm, precise = torch.linalg.vector_norm, torch.float32
-    if dtype == precise:
-        return lambda hidden: vector_norm(hidden, 2, dimensions, True).hypot_(room)
-    return lambda hidden: vector_norm(hidden, 2, dimensions, True, dtype=precise).hypot_(room)
+
+    def size(hidden: Tensor, whole: Tensor | None = None) -> Tensor:
+        if whole is not None:
+            return vector_norm(whole, 2, dimensions, True)
+        if hidden.dtype == precise:
+            return vector_norm(hidden, 2, dimensions, True).hypot_(room)
+        return vector_norm(hidden, 2, dimensions, True, dtype=precise).hypot_(room)
+
+    return size

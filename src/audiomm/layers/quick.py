@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .cache import Cache
+from .norm import Roomy
 from .projection import Projection, projection
 from .quantized import Int8Linear
 
@@ -42,11 +43,39 @@ def product(*linears: nn.Module) -> Projection:
     joined = projection(*linears)
     if joined is None:
         raise NoQuickStep
-    if not isinstance(joined, partial) or joined.func is not functional.linear or joined.keywords["bias"] is not None:
+    weight = _only_weight(joined)
+    if weight is None:
         return joined
-    # What `linear` asks itself before it comes to this takes longer than the product of a small step.
-    multiply, weight = torch.mm, joined.keywords["weight"].t()
+    multiply = torch.mm
     return lambda rows: multiply(rows, weight)
+
+
+def product_into(linear: nn.Module) -> Callable[[Tensor, Roomy | None], Roomy]:
+    """`product` that writes to rows with room where it is given such and can, else to rows of its own.
+
+    Raises:
+        NoQuickStep: The linear map cannot be used so.
+    """
+    project = product(linear)
+    weight, multiply = _only_weight(projection(linear)), torch.mm
+    if weight is None or weight.dtype != torch.float32:
+        return lambda rows, place: (project(rows), None)
+
+    def write(rows: Tensor, place: Roomy | None) -> Roomy:
+        if place is None:
+            return multiply(rows, weight), None
+        multiply(rows, weight, out=place[0])
+        return place
+
+    return write
+
+
+def _only_weight(joined: Projection | None) -> Tensor | None:
+    """(width, outputs) what rows are multiplied by where that is all; what `linear` asks itself first takes longer."""
+    if not isinstance(joined, partial) or joined.func is not functional.linear or joined.keywords["bias"] is not None:
+        return None
+    weight: Tensor = joined.keywords["weight"].t()
+    return weight
 
 
 def require_parts(model: nn.Module, *kinds: type[nn.Module], apart: tuple[type[nn.Module], ...] = ()) -> None:

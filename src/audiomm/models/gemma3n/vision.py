@@ -439,7 +439,7 @@ class Gemma3nVisionModel(PreTrainedModel):
         dtype = self.dtype
         made = None if output_hidden_states else recorded(self, ("last_hidden_state",), pixel_values)
         if made is not None:
-            output = Gemma3nVisionOutput(*made)
+            output = Gemma3nVisionOutput(last_hidden_state=made[0])
             return output.to_tuple() if return_dict is False else output
         features, states = self.timm_model(pixel_values.to(torch.float32 if dtype == torch.float16 else dtype))
         hidden_states = None

@@ -21,9 +21,9 @@ from ...layers.gated_mlp import GatedMLP, quick_mlp
 from ...layers.heads import HeadReader, Heads, OneToken, StepHeads
 from ...layers.int8_experts import Int8Experts
 from ...layers.language_head import quick_logits
-from ...layers.norm import RMSNorm, quick_added_norm, quick_norm, weight_of
+from ...layers.norm import RMSNorm, Roomy, quick_added_norm, quick_norm, roomy, weight_of
 from ...layers.per_layer import PerLayerTable, quick_per_layer
-from ...layers.quick import product, require_parts, straight
+from ...layers.quick import product, product_into, require_parts, straight
 from .text import Gemma4TextAttention, Gemma4TextDecoderLayer, Gemma4TextModel
 
 #: What a text stack consists of, besides linears.
@@ -70,6 +70,7 @@ class QuickStep:
                              and not hasattr(attentions[layer], "v_proj")],
         )  # fmt: skip
         self.layers = [QuickLayer(*pair) for pair in zip(blocks, self.heads.readers, strict=True)]
+        self.eps, self.is_precise = eps, self.table.dtype == torch.float32
         self.norm = quick_norm(weight_of(stack.norm), eps)
         self.score = quick_logits(head, config.final_logit_softcapping)
 
@@ -82,14 +83,15 @@ class QuickStep:
         if self.text_ids is not None:
             ids = self.text_ids.index_select(0, ids)
         token = self.heads.begin(cache, len(ids), ids.device)
-        hidden = self.table.index_select(0, ids).mul_(self.scale)
-        if self.per_layer is None:
-            for layer in self.layers:
-                hidden = layer(hidden, token)
-        else:
-            for layer, own in zip(self.layers, self.per_layer(ids, hidden), strict=True):
-                hidden = layer(hidden, token, own)
-        return self.score(self.norm(hidden))
+        embedded, place = self.table.index_select(0, ids), None
+        state: Roomy = embedded, None
+        if self.is_precise:
+            state, place = (roomy(*embedded.shape, eps=self.eps, like=embedded) for _ in range(2))
+        torch.mul(embedded, self.scale, out=state[0])
+        own = [None] * len(self.layers) if self.per_layer is None else self.per_layer(ids, state[0])
+        for layer, small in zip(self.layers, own, strict=True):
+            layer(state, place, token, small)
+        return self.score(self.norm(*state))
 
 
 class QuickLayer:
@@ -104,7 +106,7 @@ class QuickLayer:
         attention, eps = layer.self_attn, layer.input_layernorm.eps
         names = ("q_proj", "k_proj", "v_proj")
         self.project = product(*(getattr(attention, name) for name in names if hasattr(attention, name)))
-        self.read, self.output = read, product(attention.o_proj)
+        self.read, self.output = read, product_into(attention.o_proj)
         self.input_norm = quick_norm(weight_of(layer.input_layernorm), eps)
         self.add_attended = quick_added_norm(weight_of(layer.post_attention_layernorm), eps)
         self.feed_forward = _mixture(layer) if layer.has_experts else _plain(layer)
@@ -112,21 +114,29 @@ class QuickLayer:
         last = layer.post_feedforward_layernorm
         if hasattr(layer, "per_layer_input_gate"):
             self.add_made = quick_added_norm(weight_of(last), eps)
-            self.gate, self.back = product(layer.per_layer_input_gate), product(layer.per_layer_projection)
+            self.gate, self.back = product(layer.per_layer_input_gate), product_into(layer.per_layer_projection)
             last = layer.post_per_layer_input_norm
         # (hidden + normed) * scalar: one of the two is scaled by the norm's weight, the other while adding.
         self.scalar = layer.layer_scalar.detach()
         self.last_norm = quick_norm(weight_of(last) * self.scalar, eps)
 
-    def __call__(self, hidden: Tensor, token: OneToken, own: Tensor | None = None) -> Tensor:
-        """(rows, width) -> (rows, width); `own` is the layer's per-layer embedding."""
-        attended = self.output(self.read(self.project(self.input_norm(hidden)), token))
-        hidden = self.add_attended(hidden, attended)
-        made = self.feed_forward(hidden)
+    def __call__(self, state: Roomy, place: Roomy | None, token: OneToken, own: Tensor | None) -> None:
+        """Bring the state, (rows, width), a layer further.
+
+        Args:
+            state: What came out of the layer before; written over.
+            place: Where products may be written, of the same sizes.
+            token: What all layers are told.
+            own: The layer's per-layer embedding.
+        """
+        hidden = state[0]
+        attended = self.read(self.project(self.input_norm(*state)), token)
+        self.add_attended(hidden, *self.output(attended, place))
+        made = self.feed_forward(state, place)
         if own is not None and self.gate is not None and self.back is not None:
-            hidden = self.add_made(hidden, made)
-            made = self.back(functional.gelu(self.gate(hidden), approximate="tanh").mul_(own))
-        return torch.addcmul(self.last_norm(made), hidden, self.scalar)
+            self.add_made(hidden, *made)
+            made = self.back(functional.gelu(self.gate(hidden), approximate="tanh").mul_(own), place)
+        torch.addcmul(self.last_norm(*made), hidden, self.scalar, out=hidden)
 
 
 def _heads(attention: Gemma4TextAttention) -> Heads:
@@ -139,13 +149,13 @@ def _heads(attention: Gemma4TextAttention) -> Heads:
     )
 
 
-def _plain(layer: Gemma4TextDecoderLayer) -> Callable[[Tensor], Tensor]:
+def _plain(layer: Gemma4TextDecoderLayer) -> Callable[[Roomy, Roomy | None], Roomy]:
     norm, mlp = layer.pre_feedforward_layernorm, quick_mlp(layer.mlp)
     normed = quick_norm(weight_of(norm), norm.eps)
-    return lambda hidden: mlp(normed(hidden))
+    return lambda state, place: mlp(normed(*state), place)
 
 
-def _mixture(layer: Gemma4TextDecoderLayer) -> Callable[[Tensor], Tensor]:
+def _mixture(layer: Gemma4TextDecoderLayer) -> Callable[[Roomy, Roomy | None], Roomy]:
     """The feed-forward block with experts beside it: its three norms read the same, and are taken together."""
     first, second, router = layer.pre_feedforward_layernorm, layer.pre_feedforward_layernorm_2, layer.router
     weights = (weight_of(first), weight_of(second), router.scale.detach() * router.factor)
@@ -154,8 +164,9 @@ def _mixture(layer: Gemma4TextDecoderLayer) -> Callable[[Tensor], Tensor]:
     made_norm = quick_norm(weight_of(layer.post_feedforward_layernorm_1), first.eps)
     add_routed = quick_added_norm(weight_of(layer.post_feedforward_layernorm_2), first.eps)
 
-    def run(hidden: Tensor) -> Tensor:
-        plain, mixed, scored = norms(hidden)
-        return add_routed(made_norm(mlp(plain)), experts.forward(mixed, *route(scored)))
+    def run(state: Roomy, place: Roomy | None) -> Roomy:
+        plain, mixed, scored = norms(state[0])
+        made = made_norm(*mlp(plain, place))
+        return add_routed(made, experts.forward(mixed, *route(scored))), None
 
     return run

@@ -122,13 +122,21 @@ class Gemma4VisionEncoder(nn.Module):
         self.config = config
         self.layers = nn.ModuleList(Gemma4VisionEncoderLayer(config) for _ in range(config.num_hidden_layers))
         self.gradient_checkpointing = False
+        #: (head_dim / 4,) float32 angles a place, where they were needed last.
+        self._frequencies: Tensor | None = None
+
+    def frequencies(self, device: torch.device) -> Tensor:
+        """(head_dim / 4,) float32 angles a place."""
+        if self._frequencies is None or self._frequencies.device != device:
+            rotary: dict[str, Any] = self.config.rope_parameters or {}
+            self._frequencies = rotary_frequencies(self.config.head_dim // 2, rotary["rope_theta"]).to(device)
+        return self._frequencies
 
     def forward(
         self, hidden: Tensor, positions: Tensor, want_weights: bool
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """What comes out, what went into each layer, and the attention weights if they are wanted."""
-        rotary: dict[str, Any] = self.config.rope_parameters or {}
-        frequencies = rotary_frequencies(self.config.head_dim // 2, rotary["rope_theta"])
+        frequencies = self.frequencies(positions.device)
         across = rotary_tables(positions[..., 0], frequencies, hidden.dtype)
         down = rotary_tables(positions[..., 1], frequencies, hidden.dtype)
         states: list[Tensor] = []

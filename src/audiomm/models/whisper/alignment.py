@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import as_strided
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -172,7 +173,7 @@ def smoothed(weights: Tensor, filter_width: int) -> np.ndarray:
         filter_width: Positions that the median is of; odd.
 
     Returns:
-        (tokens, positions) of float64.
+        (tokens, positions) of float32.
     """
     # Summed in float64, as torch.std does, which goes through the numbers of a CPU one by one.
     exact = weights.double()
@@ -180,7 +181,7 @@ def smoothed(weights: Tensor, filter_width: int) -> np.ndarray:
     centred = weights - weights.mean(dim=-2, keepdim=True)
     # A single token, or one that looks like all others, says nothing about where it is.
     normal = torch.where(deviation > 0, centred / deviation, torch.zeros_like(centred))
-    return median_filter(normal, filter_width).mean(dim=0).double().cpu().numpy()
+    return median_filter(normal, filter_width).mean(dim=0).cpu().numpy()
 
 
 def median_filter(values: Tensor, width: int) -> Tensor:
@@ -221,16 +222,16 @@ def dynamic_time_warping(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     the same, the path comes from the left, as in the reference's loop for CPUs.
 
     Args:
-        cost: (rows, columns), neither empty.
+        cost: (rows, columns) of floats, neither empty; in float32 it takes two thirds of the time of float64.
 
     Returns:
         Row and column indices of the path, first cell first.
     """
     rows, columns = cost.shape
-    row, column = np.indices(cost.shape)
     # Cell (i, j) is number i + 1 of anti-diagonal i + j + 2: around the cells is a frame that costs infinitely much.
-    slanted = np.full((rows + columns - 1, rows), np.inf)
-    slanted[row + column, row] = cost
+    slanted = np.full((rows + columns - 1, rows), np.inf, dtype=cost.dtype)
+    size = slanted.itemsize
+    as_strided(slanted, cost.shape, ((rows + 1) * size, rows * size))[...] = cost
     # float32 sums are what ties are counted in by the references.
     totals = np.full((rows + columns + 1, rows + 1), np.inf, dtype=np.float32)
     totals[0, 0] = 0.0

@@ -6,7 +6,7 @@ Source: arXiv:2212.04356, section 4.5; the rules of OpenAI's `decode`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,8 +23,6 @@ from ...generation import (
     generate_tokens,
 )
 from ...generation.patience import length_divisor
-from ...generation.refill import Done, RowBatch, can_enter
-from ...generation.tokens import make_request
 from ...layers.cache import Cache
 from .alignment import Pairs
 from .guards import better, find_loop, needs_fallback, without_loop
@@ -32,14 +30,6 @@ from .options import Options, config_for, context_room, new_token_limit
 from .protocol import NoSpeechProbe, Transcriber, select
 from .recordings import Recording, WindowText, compression_ratio, text_compression_ratio
 from .segments import pad_left
-
-#: What the encoder made of the next windows of some recordings, and these.
-Windows = tuple[BaseModelOutput, list[Recording]]
-
-#: Windows read at once on a GPU, where there is room for many.
-MOST_AT_ONCE = 16
-#: Start, language, task, and no timestamps.
-_MOST_START_TOKENS = 4
 
 
 @dataclass
@@ -52,22 +42,6 @@ class Guests:
     assistant: Any = None
     streamer: Any = None
     generator: Any = None
-
-
-@dataclass
-class _Row:
-    """One window that is decoded beside others: what it reads, and the prompt's tokens with padding."""
-
-    encoded: Tensor
-    recording: Recording
-    prompt_length: int
-    probe: NoSpeechProbe | None
-    place: int
-
-    @property
-    def no_speech_probability(self) -> float | None:
-        found = None if self.probe is None else self.probe.probability
-        return None if found is None else float(found[self.place])
 
 
 class WindowDecoder:
@@ -100,110 +74,13 @@ class WindowDecoder:
         """What the decoder's layers made of `encoded`, if the last pass read just that; see `forget`."""
         return self._heard[1] if self._heard is not None and self._heard[0] is encoded else None
 
+    def remember(self, encoded: BaseModelOutput, pairs: Pairs) -> None:
+        """Keep what the decoder's layers made of `encoded`, for `pairs_of`."""
+        self._heard = (encoded, pairs)
+
     def forget(self) -> None:
         """Let go of what the last pass left for `pairs_of`."""
         self._heard = None
-
-    # ------------------------------------------------------------------ windows that come and go
-
-    def texts(
-        self, following: Callable[[int], Windows | None], size: int
-    ) -> Iterator[tuple[BaseModelOutput, list[Recording], list[WindowText]]]:
-        """Decode windows, at most `size` side by side; where one is done, the next takes its place.
-
-        What takes more than one token after the other, and what is decoded again at a higher temperature, is decoded
-        by itself while the others wait; on a GPU, several windows together.
-
-        Args:
-            following: Gives at most so many windows that are to be decoded next, of different recordings; None where
-                there are none for now. What has been yielded may bring more.
-
-        Yields:
-            What the encoder made of some windows, their recordings, and their texts.
-        """
-        on_cpu = self.model.device.type == "cpu"
-        wanted = 1 if on_cpu else max(1, size // 4)
-        doubtful: list[tuple[Done, WindowText]] = []
-        with RowBatch(size, self._longest()) as batch:
-            while True:
-                room = batch.free if on_cpu else min(batch.free, MOST_AT_ONCE)
-                found = following(room) if room else None
-                if found is not None:
-                    if not self._enter(batch, *found):
-                        yield *found, self.best_texts(*found)
-                    continue
-                if not batch.is_busy and not doubtful:
-                    return
-                if batch.is_busy:
-                    done = [(one, self._text_of(one)) for one in batch.run(wanted)]
-                    good = [pair for pair in done if not self._may_climb(pair[1])]
-                    doubtful += [pair for pair in done if self._may_climb(pair[1])]
-                    if good:
-                        yield self._settled(good, batch)
-                if len(doubtful) >= (wanted if batch.is_busy else 1):
-                    climbing, doubtful = doubtful, []
-                    yield self._settled(climbing)
-
-    def _longest(self) -> int:
-        """Tokens of a prompt and its text at most."""
-        options, most = self.options, self.model.config.max_target_positions + 1
-        if options.has_context or options.prefix or options.sample_len is not None:
-            return most
-        start = _MOST_START_TOKENS
-        new = self.config.max_new_tokens
-        new = new_token_limit(self.config, self.model.config, options, start, start) if new is None else new
-        return min(most, start + new)
-
-    def _enter(self, batch: RowBatch, encoded: BaseModelOutput, recordings: list[Recording]) -> bool:
-        """Let windows be decoded beside those under way; False where they have to be decoded by themselves."""
-        drafts = self.guests.assistant is not None or self.config.prompt_lookup_num_tokens is not None
-        if batch.size == 1 or drafts:
-            return False
-        passes = []
-        for places in self._groups(recordings):
-            own = [recordings[place] for place in places]
-            prompt, config, inputs, probe = self._inputs(select(encoded, places), own, self.options.temperatures[0])
-            request = make_request(self.model, prompt, config, **inputs)  # type: ignore[arg-type]
-            if request.max_length > batch.longest or not can_enter(request):
-                return False
-            passes.append((places, request, probe))
-        hidden = encoded.last_hidden_state
-        assert hidden is not None, "an encoder always returns its last hidden state"
-        for places, request, probe in passes:
-            length = request.prompt.shape[1]
-            batch.enter(
-                request,
-                [
-                    _Row(hidden[place : place + 1], recordings[place], length, probe, number)
-                    for number, place in enumerate(places)
-                ],
-            )
-        return True
-
-    def _text_of(self, done: Done) -> WindowText:
-        row, output = done.key, done.output
-        return self._found(
-            output, row.prompt_length, [row.recording], [row.no_speech_probability], self.options.temperatures[0]
-        )[0]
-
-    def _may_climb(self, text: WindowText) -> bool:
-        return len(self.options.temperatures) > 1 and needs_fallback(text, self.options)
-
-    def _settled(
-        self, found: list[tuple[Done, WindowText]], batch: RowBatch | None = None
-    ) -> tuple[BaseModelOutput, list[Recording], list[WindowText]]:
-        """Windows with their texts, after the temperatures that these need.
-
-        Args:
-            batch: Where the windows' rows still are.
-        """
-        rows = [one.key for one, _ in found]
-        encoded = BaseModelOutput(last_hidden_state=_joined([row.encoded for row in rows]))
-        recordings = [row.recording for row in rows]
-        self.forget()
-        if batch is not None and (self.options.word_tokenizer is not None or self.options.return_token_timestamps):
-            self._heard = (encoded, batch.cross_pairs([one.row for one, _ in found]))
-        return encoded, recordings, self.best_texts(encoded, recordings, [text for _, text in found])
 
     # ------------------------------------------------------------------ temperatures
 
@@ -216,7 +93,7 @@ class WindowDecoder:
             first: What they came to at the first temperature, where that is known.
         """
         texts = dict(enumerate(first or ()))
-        pending = [place for place in range(len(recordings)) if place not in texts or self._may_climb(texts[place])]
+        pending = [place for place in range(len(recordings)) if place not in texts or self.may_climb(texts[place])]
         for temperature in self.options.temperatures[0 if first is None else 1 :]:
             if not pending:
                 break
@@ -226,6 +103,10 @@ class WindowDecoder:
                 texts[place] = better(texts[place], text, self.options) if is_rival else text
             pending = [place for place, text in zip(pending, tried, strict=True) if needs_fallback(text, self.options)]
         return [self._cut(texts[place], recording) for place, recording in enumerate(recordings)]
+
+    def may_climb(self, text: WindowText) -> bool:
+        """Whether a text of the first temperature is to be decoded again, at the next."""
+        return len(self.options.temperatures) > 1 and needs_fallback(text, self.options)
 
     def _cut(self, text: WindowText, recording: Recording) -> WindowText:
         """A text that repeats itself at the last temperature, too, without the repetitions."""
@@ -240,12 +121,12 @@ class WindowDecoder:
     ) -> list[WindowText]:
         """Decode one window of each recording at one temperature."""
         texts: dict[int, WindowText] = {}
-        for places in self._groups(recordings):
+        for places in self.groups(recordings):
             found = self._decode(select(encoded, places), [recordings[place] for place in places], temperature)
             texts.update(zip(places, found, strict=True))
         return [texts[place] for place in range(len(recordings))]
 
-    def _groups(self, recordings: list[Recording]) -> list[list[int]]:
+    def groups(self, recordings: list[Recording]) -> list[list[int]]:
         """Places of recordings whose next windows can be decoded in one pass.
 
         First windows that have a prefix go apart, and those whose prompt leaves less room than others'.
@@ -264,9 +145,9 @@ class WindowDecoder:
         silences = (
             [None] * len(recordings) if probe is None or probe.probability is None else probe.probability.tolist()
         )
-        return self._found(output, prompt_length, recordings, silences, temperature)
+        return self.texts_of(output, prompt_length, recordings, silences, temperature)
 
-    def _found(
+    def texts_of(
         self,
         output: GenerateOutput,
         prompt_length: int,
@@ -326,7 +207,7 @@ class WindowDecoder:
         Returns:
             The output; the length of the padded prompt, prefix included; and the no-speech probe.
         """
-        prompt, config, inputs, probe = self._inputs(encoded, recordings, temperature, best_of)
+        prompt, config, inputs, probe = self.inputs(encoded, recordings, temperature, best_of)
         self.forget()
         output = generate_tokens(
             self.model,  # type: ignore[arg-type]
@@ -347,7 +228,7 @@ class WindowDecoder:
             self._heard = (encoded, pairs) if is_whole else None
         return output, prompt.shape[1], probe
 
-    def _inputs(
+    def inputs(
         self,
         encoded: BaseModelOutput,
         recordings: list[Recording],
@@ -377,7 +258,7 @@ class WindowDecoder:
             model_processors=rules,
             user_processors=self.guests.logits_processor,
         )
-        probe = self._probe(prompts, recordings[0].start_tokens[0])
+        probe = self._probe({len(recording.start_tokens) + len(prefix) for recording in recordings})
         inputs = {
             "model_inputs": {"encoder_outputs": encoded, "probe": probe},
             "prompt_mask": mask,
@@ -389,9 +270,8 @@ class WindowDecoder:
         }
         return prompt, config, inputs, probe
 
-    def _probe(self, prompts: list[list[int]], start: int) -> NoSpeechProbe | None:
-        """A no-speech probe, where the vocabulary has a token for it and the rows start at the same place."""
-        places = {len(prompt) - prompt.index(start) for prompt in prompts if start in prompt}
+    def _probe(self, places: set[int]) -> NoSpeechProbe | None:
+        """A no-speech probe, where the vocabulary has a token for it and all rows start at one place from the end."""
         if self.timestamp_begin >= self.model.config.vocab_size or len(places) != 1:
             return None
         # <|nospeech|> stands before <|notimestamps|> in every published vocabulary.
@@ -471,7 +351,3 @@ class WindowDecoder:
 
 def _last(tokens: list[int], count: int) -> list[int]:
     return tokens[-count:] if count > 0 else []
-
-
-def _joined(rows: list[Tensor]) -> Tensor:
-    return rows[0] if len(rows) == 1 else torch.cat(rows)

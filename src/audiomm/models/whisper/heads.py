@@ -70,7 +70,7 @@ class WhisperWithTokenHead(WhisperPreTrainedModel):
         if record is not None and not any(flags.values()):
 
             def read(ids: Tensor, mask: Tensor | None, encoded: Tensor | None) -> tuple[Tensor, ...]:
-                return (self._decode_prompt(ids, cache, mask, encoded, keep).logits,)
+                return (self._decode_prompt(ids, cache, mask, encoded, keep)["logits"],)
 
             (logits,) = record(self, ("prompt", keep), read, input_ids, mask, encoded, cache=cache)
             return Seq2SeqLMOutput(logits=logits, past_key_values=cache)

@@ -135,7 +135,7 @@ class WhisperEncoder(WhisperPreTrainedModel):
                 return output.to_tuple() if return_dict is False else output
             made = recorded(self, ("last_hidden_state",), features)
             if made is not None:
-                output = BaseModelOutput(*made)
+                output = BaseModelOutput(last_hidden_state=made[0])
                 return output.to_tuple() if return_dict is False else output
         hidden = functional.gelu(self.conv2(functional.gelu(self.conv1(features)))).transpose(1, 2)
         hidden = functional.dropout(hidden + self.embed_positions.weight, config.dropout, self.training)

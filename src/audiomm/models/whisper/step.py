@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ...base.quantization import has_bfloat16_products
 from ...layers.attention import added_mask, attend, read_by_products
 from ...layers.cache import Cache
 from ...layers.masks import attention_mask
@@ -69,7 +70,7 @@ class WhisperStep:
         #: Whether steps read keys and values quickest as `Cache(for_products=True)` keeps them.
         self.attends_by_products = by_products and dtype != torch.float32
         # Of models in 8 bits they need not be more exact than bfloat16, which is half to read.
-        is_rough = by_products and isinstance(model.proj_out, Int8Linear) and _has_bfloat16()
+        is_rough = by_products and isinstance(model.proj_out, Int8Linear) and has_bfloat16_products()
         #: The type that keys and values of the audio are read quickest in; None: that of the model.
         self.cross_dtype = torch.bfloat16 if is_rough else None
 
@@ -187,8 +188,3 @@ def _is_plain(decoder: nn.Module, head: nn.Module) -> bool:
         if not any(True for _ in module.children()) and type(module) not in kinds:
             return False
     return len({tensor.device for tensor in (*decoder.parameters(), *head.parameters())}) == 1
-
-
-def _has_bfloat16() -> bool:
-    """Whether this processor multiplies numbers in bfloat16."""
-    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -39,6 +39,7 @@ from .options import (
 from .protocol import Transcriber, fit_window, select
 from .recordings import Recording, WindowText, collect
 from .segments import Split, pad_right, split_segments, without_closing_pair
+from .side_by_side import SideBySide, Windows
 from .word_times import Window, add_words
 
 #: Gives another recording that the features have gained as their next row: its frames, and its language or None for
@@ -201,7 +202,7 @@ class Transcription:
         """
         ready = deque(one for one in self.recordings if not one.is_done)
 
-        def following(count: int) -> tuple[BaseModelOutput, list[Recording]] | None:
+        def following(count: int) -> Windows | None:
             taken: list[Recording] = []
             while len(taken) < count and (ready or self._has_more(ready, more)):
                 taken.append(ready.popleft())
@@ -216,7 +217,7 @@ class Transcription:
 
         size = self.options.batch_size or len(self.recordings)
         size = size if more is not None else min(size, len(self.recordings))
-        for encoded, heard, texts in self.decoder.texts(following, size):
+        for encoded, heard, texts in SideBySide(self.decoder, size).texts(following):
             windows = self._settled(encoded, heard, texts)
             # Recordings that have been begun come before those that wait.
             ready.extendleft(one for one in reversed(heard) if not one.is_done)
