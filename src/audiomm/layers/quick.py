@@ -40,12 +40,9 @@ def product(*linears: nn.Module) -> Projection:
     Raises:
         NoQuickStep: They cannot be used so.
     """
-    joined = projection(*linears)
-    if joined is None:
-        raise NoQuickStep
-    weight = _only_weight(joined)
+    project, weight = _product(*linears)
     if weight is None:
-        return joined
+        return project
     multiply = torch.mm
     return lambda rows: multiply(rows, weight)
 
@@ -56,10 +53,10 @@ def product_into(linear: nn.Module) -> Callable[[Tensor, Roomy | None], Roomy]:
     Raises:
         NoQuickStep: The linear map cannot be used so.
     """
-    project = product(linear)
-    weight, multiply = _only_weight(projection(linear)), torch.mm
-    if weight is None or weight.dtype != torch.float32:
+    project, weight = _product(linear)
+    if weight is None:
         return lambda rows, place: (project(rows), None)
+    multiply = torch.mm
 
     def write(rows: Tensor, place: Roomy | None) -> Roomy:
         if place is None:
@@ -70,12 +67,17 @@ def product_into(linear: nn.Module) -> Callable[[Tensor, Roomy | None], Roomy]:
     return write
 
 
-def _only_weight(joined: Projection | None) -> Tensor | None:
-    """(width, outputs) what rows are multiplied by where that is all; what `linear` asks itself first takes longer."""
-    if not isinstance(joined, partial) or joined.func is not functional.linear or joined.keywords["bias"] is not None:
-        return None
-    weight: Tensor = joined.keywords["weight"].t()
-    return weight
+def _product(*linears: nn.Module) -> tuple[Projection, Tensor | None]:
+    """A projection and, where it is that alone, the matrix (width, outputs) that rows are multiplied by.
+
+    What `linear` asks itself before it multiplies takes longer than the product of a small step.
+    """
+    joined = projection(*linears)
+    if joined is None:
+        raise NoQuickStep
+    if isinstance(joined, partial) and joined.func is functional.linear and joined.keywords["bias"] is None:
+        return joined, joined.keywords["weight"].t()
+    return joined, None
 
 
 def require_parts(model: nn.Module, *kinds: type[nn.Module], apart: tuple[type[nn.Module], ...] = ()) -> None:
