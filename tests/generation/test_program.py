@@ -102,6 +102,13 @@ def test_a_graph_without_repetition_is_compiled_as_a_whole():
     assert len(backend.sizes) == 1
 
 
+def test_a_step_is_compiled_as_a_whole_where_that_is_asked_for():
+    backend = Counting()
+    _, got = twice(Stack(6), CompileConfig(backend=backend, mode=None, regional=False))
+    torch.testing.assert_close(got, as_it_is(Stack(6)), rtol=0, atol=0)
+    assert len(backend.sizes) == 1
+
+
 def test_a_settled_program_is_replayed_without_a_look():
     program, _ = twice(Stack(6), {"backend": "eager"}, calls=2)
     with torch.compiler.set_stance("fail_on_recompile"):

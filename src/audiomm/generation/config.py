@@ -39,6 +39,8 @@ class CompileConfig:
         dynamic: As for torch.compile; None counts as False, since no shape changes from step to step.
         backend, options: As for torch.compile.
         mode: As for torch.compile, None where there are `options`; its own CUDA graphs are left out.
+        regional: False compiles layers together and not once for all, which takes longer the more there are; a step
+            of a small model then takes less time.
     """
 
     fullgraph: bool = False
@@ -46,6 +48,7 @@ class CompileConfig:
     backend: str | Callable[..., Any] = "inductor"
     mode: str | None = "reduce-overhead"
     options: dict[str, Any] | None = None
+    regional: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """The fields by name."""

@@ -41,6 +41,7 @@ class Program:
 
     def __init__(self, function: Callable[[], None], config: Any, is_settled: bool) -> None:
         options = compile_options(config)
+        self._is_regional = _fields(config).get("regional", True)
         self._backend = _backend(options)
         self._is_settled = is_settled
         self._parts: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
@@ -61,7 +62,7 @@ class Program:
         def remembered(*inputs: Any) -> Any:
             nonlocal run
             if run is None:
-                run, result = compile_parts(graph, inputs, self._backend)
+                run, result = compile_parts(graph, inputs, self._backend, self._is_regional)
             else:
                 result = run(*inputs)
             self._parts.append((run, inputs))
@@ -76,7 +77,7 @@ def compile_options(config: Any) -> dict[str, Any]:
     Raises:
         GenerationError: Fields that exclude each other.
     """
-    values = config if isinstance(config, dict) else vars(config)
+    values = _fields(config)
     names = ("fullgraph", "dynamic", "backend", "mode", "options")
     options = {name: values[name] for name in names if values.get(name) is not None}
     if "mode" in options and "options" in options:
@@ -85,6 +86,10 @@ def compile_options(config: Any) -> dict[str, Any]:
             "one of them. Leave the other out (None)."
         )
     return {"dynamic": False, **options}
+
+
+def _fields(config: Any) -> dict[str, Any]:
+    return config if isinstance(config, dict) else vars(config)
 
 
 def _backend(options: dict[str, Any]) -> Backend:
@@ -139,13 +144,16 @@ class Part:
     key: Hashable
 
 
-def compile_parts(graph: fx.GraphModule, inputs: Sequence[Any], backend: Backend) -> tuple[Callable[..., Any], Any]:
+def compile_parts(
+    graph: fx.GraphModule, inputs: Sequence[Any], backend: Backend, is_regional: bool
+) -> tuple[Callable[..., Any], Any]:
     """Compile a graph part by part, equal parts once, and run it.
 
     Args:
         graph: Straight code, as torch.compile hands it to its backends.
         inputs: What it is to be run with.
         backend: Compiles one part.
+        is_regional: Whether there are to be parts.
 
     Returns:
         What runs it for inputs of the same kind, and the result of this run.
@@ -155,7 +163,7 @@ def compile_parts(graph: fx.GraphModule, inputs: Sequence[Any], backend: Backend
     heads = [node for node in graph.graph.nodes if node.op == "placeholder"]
     # Anything else than calls (modules, constants of the graph) is left to the backend as it is.
     is_straight = all(node.op in ("call_function", "call_method") for node in nodes)
-    edges = repeats([_look(node) for node in nodes]) if is_straight else [0, len(nodes)]
+    edges = repeats([_look(node) for node in nodes]) if is_straight and is_regional else [0, len(nodes)]
     if len(edges) <= 2:
         whole = backend(graph, list(inputs))
         return whole, whole(*inputs)
