@@ -12,21 +12,16 @@ from torch.nn import functional
 from ..base.errors import GenerationError, ShapeError
 from .cache import Cache, LayerSpec
 from .per_layer import PerLayerTable
-from .projection import Keeper
-from .quick import NoQuickStep, Step, product
+from .quick import WithQuickStep, product
 
 #: Label that the loss leaves out.
 IGNORED_LABEL = -100
 
 
-class DecoderAnswers:
+class DecoderAnswers(WithQuickStep):
     """What a model with a head answers by asking its decoder: embeddings, the head, and what a cache is to keep."""
 
     lm_head: nn.Linear
-
-    def get_decoder(self) -> Any:
-        """The text decoder."""
-        raise AttributeError(f"{type(self).__name__} does not say which of its parts is the decoder.")
 
     def get_input_embeddings(self) -> nn.Embedding:
         table: nn.Embedding = self.get_decoder().get_input_embeddings()
@@ -64,31 +59,6 @@ class DecoderAnswers:
             "generate() cannot put virtual tokens in front of a prompt: of PEFT's methods, use those that change "
             "layers, like LoRA."
         )
-
-    def quick_step(self) -> Step | None:
-        """The quick twin of `step` for inference, or None where the model as it stands has none.
-
-        Called with (rows, 1) token ids and the cache it gives (rows, vocabulary) logits in float32.
-        """
-        if self.get_decoder().config.attn_implementation == "eager":
-            return None
-        keeper: Keeper[Step] = vars(self).setdefault("_quick_steps", Keeper())
-        model: Any = self
-        return keeper.get(model, self._build_quick_step)
-
-    def _build_quick_step(self) -> Step | None:
-        try:
-            return self.make_quick_step()
-        except NoQuickStep:
-            return None
-
-    def make_quick_step(self) -> Step:
-        """A quick step from the weights as they are.
-
-        Raises:
-            NoQuickStep: There is none.
-        """
-        raise NoQuickStep
 
     def cache_specs(self) -> list[LayerSpec]:
         """What each decoder layer that has keys and values of its own keeps while generating."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torch.nn import functional
 
 from .cache import Cache
 from .norm import Roomy
-from .projection import Projection, projection
+from .projection import Keeper, Projection, projection
 from .quantized import Int8Linear
 
 #: A quick step: ids (rows, 1) and a cache to logits (rows, vocabulary) float32.
@@ -24,6 +25,39 @@ _DTYPES = (torch.float32, torch.bfloat16)
 
 class NoQuickStep(Exception):
     """A model as it stands has no quick step: an adapter, a hook or an offloaded part must be walked through."""
+
+
+class WithQuickStep:
+    """A model with a head that may have a quick twin of its decode step, and keeps it while it stays as it is."""
+
+    def get_decoder(self) -> Any:
+        """The text decoder."""
+        raise AttributeError(f"{type(self).__name__} does not say which of its parts is the decoder.")
+
+    def quick_step(self) -> Any:
+        """The quick twin of `step` for inference, a `Step`, or None where the model as it stands has none.
+
+        Called with (rows, 1) token ids and the cache it gives (rows, vocabulary) logits in float32.
+        """
+        if self.get_decoder().config.attn_implementation == "eager":
+            return None
+        keeper: Keeper[Step] = vars(self).setdefault("_quick_steps", Keeper())
+        model: Any = self
+        return keeper.get(model, self._quick_step_or_none)
+
+    def _quick_step_or_none(self) -> Step | None:
+        try:
+            return self.make_quick_step()
+        except NoQuickStep:
+            return None
+
+    def make_quick_step(self) -> Step:
+        """A quick step from the weights as they are.
+
+        Raises:
+            NoQuickStep: There is none.
+        """
+        raise NoQuickStep
 
 
 def straight() -> AbstractContextManager[object]:

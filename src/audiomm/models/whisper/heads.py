@@ -11,7 +11,7 @@ from torch.nn import functional
 from ...base.errors import ShapeError
 from ...base.outputs import CausalLMOutput, ModelOutput, Seq2SeqLMOutput, SequenceClassifierOutput
 from ...layers.cache import Cache
-from ...layers.projection import Keeper
+from ...layers.quick import WithQuickStep
 from ...layers.regions import recorder
 from .config import WhisperConfig
 from .modeling import WhisperDecoder, WhisperEncoder, WhisperModel, WhisperPreTrainedModel, as_encoder_output
@@ -21,7 +21,7 @@ from .step import WhisperStep
 IGNORED_LABEL = -100
 
 
-class WhisperWithTokenHead(WhisperPreTrainedModel):
+class WhisperWithTokenHead(WithQuickStep, WhisperPreTrainedModel):
     """A model whose tied head turns the decoder's states into scores of tokens."""
 
     tied_weights: ClassVar[dict[str, str]] = {"proj_out.weight": "model.decoder.embed_tokens.weight"}
@@ -29,18 +29,8 @@ class WhisperWithTokenHead(WhisperPreTrainedModel):
     model: Any
     proj_out: nn.Linear
 
-    def __init__(self, config: WhisperConfig) -> None:
-        super().__init__(config)
-        self._quick_steps: Keeper[WhisperStep] = Keeper()
-
-    def quick_step(self) -> WhisperStep | None:
-        """The quick twin of `step` for inference, or None where the model as it stands has none.
-
-        Called with (rows, 1) token ids and the cache it gives (rows, vocabulary) logits in float32.
-        """
-        if self.config.attn_implementation == "eager":
-            return None
-        return self._quick_steps.get(self, lambda: WhisperStep.build(self))
+    def make_quick_step(self) -> WhisperStep:
+        return WhisperStep.of(self)
 
     def get_input_embeddings(self) -> nn.Embedding:
         table: nn.Embedding = self.model.decoder.embed_tokens

@@ -20,6 +20,7 @@ from ...layers.cache import Cache
 from ...layers.masks import attention_mask
 from ...layers.projection import Projection, projection
 from ...layers.quantized import Int8Linear
+from ...layers.quick import NoQuickStep
 from ...layers.rounded import is_rounded, read_rounded, store
 from .layers import WhisperDecoderLayer, activation
 
@@ -75,17 +76,18 @@ class WhisperStep:
         self.cross_dtype = torch.bfloat16 if is_rough else None
 
     @classmethod
-    def build(cls, model: Any) -> WhisperStep | None:
-        """The quick step of a model, or None where only calling its modules does what they do now."""
+    def of(cls, model: Any) -> WhisperStep:
+        """The quick step of a model.
+
+        Raises:
+            NoQuickStep: Only calling its modules does what they do now.
+        """
         decoder = model.get_decoder()
         if model.training or not _is_plain(decoder, model.proj_out):
-            return None
+            raise NoQuickStep
         layers = [_layer(layer) for layer in decoder.layers]
-        cross = _cross_projections(decoder)
-        head = projection(model.proj_out)
-        if head is None or cross is None or any(part is None for layer in layers for part in layer):
-            return None
-        return cls(model, layers, cross, head, by_products=decoder.embed_tokens.weight.device.type == "cpu")
+        by_products = decoder.embed_tokens.weight.device.type == "cpu"
+        return cls(model, layers, _cross_projections(decoder), _projection(model.proj_out), by_products)
 
     def hear(self, encoded: Tensor, cache: Cache) -> None:
         """Put the keys and values of the encoder's output (audios, positions, d_model) into an empty cache."""
@@ -150,33 +152,39 @@ def _norm(norm: nn.LayerNorm) -> Norm:
     return normalise
 
 
-def _layer(layer: WhisperDecoderLayer) -> Any:
+def _layer(layer: WhisperDecoderLayer) -> _Layer:
     own, cross = layer.self_attn, layer.encoder_attn
     return _Layer(
         _norm(layer.self_attn_layer_norm),
-        projection(own.q_proj, own.k_proj, own.v_proj),  # type: ignore[arg-type]
-        projection(own.out_proj),  # type: ignore[arg-type]
+        _projection(own.q_proj, own.k_proj, own.v_proj),
+        _projection(own.out_proj),
         _norm(layer.encoder_attn_layer_norm),
-        projection(cross.q_proj),  # type: ignore[arg-type]
-        projection(cross.out_proj),  # type: ignore[arg-type]
+        _projection(cross.q_proj),
+        _projection(cross.out_proj),
         _norm(layer.final_layer_norm),
-        projection(layer.fc1),  # type: ignore[arg-type]
-        projection(layer.fc2),  # type: ignore[arg-type]
+        _projection(layer.fc1),
+        _projection(layer.fc2),
     )
 
 
-def _cross_projections(decoder: Any) -> list[Projection] | None:
+def _projection(*linears: Any, many_rows: bool = False) -> Projection:
+    joined = projection(*linears, many_rows=many_rows)
+    if joined is None:
+        raise NoQuickStep
+    return joined
+
+
+def _cross_projections(decoder: Any) -> list[Projection]:
     config, layers = decoder.config, list(decoder.layers)
     bytes_each = 2 * config.max_source_positions * config.d_model * decoder.embed_tokens.weight.element_size()
     # See `hear`: on a CPU one layer at a time.
     count = 1 if decoder.embed_tokens.weight.device.type == "cpu" else max(1, _CROSS_BYTES // bytes_each)
     groups = [layers[start : start + count] for start in range(0, len(layers), count)]
-    found = []
-    for group in groups:
-        attentions = [layer.encoder_attn for layer in group]
-        found.append(projection(*(part for one in attentions for part in (one.k_proj, one.v_proj)), many_rows=True))
-    known = [project for project in found if project is not None]
-    return known if len(known) == len(found) else None
+    attentions = [[layer.encoder_attn for layer in group] for group in groups]
+    return [
+        _projection(*(part for one in group for part in (one.k_proj, one.v_proj)), many_rows=True)
+        for group in attentions
+    ]
 
 
 def _is_plain(decoder: nn.Module, head: nn.Module) -> bool:
