@@ -33,9 +33,20 @@ def run(setting: Setting) -> dict[str, Any]:
     for batch, count in tokens.items():
         hidden = torch.randn(batch, config.max_source_positions, config.d_model)
         runs = {name: make(hidden, count) for name, make in makers.items()}
-        if batch == 1 and "transformers" in setting.against and setting.size == "tiny":
-            name, runs_compiled = _compiled(setting, hidden, count)
-            runs[name] = runs_compiled
+        if setting.size == "tiny" and not setting.quick:
+            if batch == 1 and "transformers" in setting.against:
+                runs["transformers float32, compiled"] = _compiled(
+                    setting,
+                    "transformers",
+                    sides.transformers_decoder(
+                        sides.transformers_model(setting, ENDLESS), hidden, count, **sides.compiled_options()
+                    ),
+                )
+            kind = sides.automatic(setting)
+            model = sides.own_models(setting, ENDLESS, (kind,))[f"audiomm {kind}"]
+            runs[f"audiomm {kind}, compiled"] = _compiled(
+                setting, "audiomm", sides.own_decoder_compiled(model, hidden, count)
+            )
         _check(runs, batch, count)
         times = alternate(runs, setting.few, warmups=0)
         for row in times.values():
@@ -71,14 +82,12 @@ def _makers(setting: Setting, folder: Any) -> dict[str, Any]:
     return makers
 
 
-def _compiled(setting: Setting, hidden: torch.Tensor, count: int) -> tuple[str, Any]:
-    """The side of transformers over a static cache, compiled; its warm-up is not counted, and told."""
-    model = sides.transformers_model(setting, ENDLESS)
-    run_once = sides.transformers_decoder(model, hidden, count, **sides.compiled_options())
+def _compiled(setting: Setting, name: str, run_once: Any) -> Any:
+    """A side whose step is compiled; its warm-up is not counted, and told."""
     started = time.perf_counter()
     run_once()
-    setting.note(f"transformers compiled its decoding step in {time.perf_counter() - started:.0f} s, not counted")
-    return "transformers float32, compiled", run_once
+    setting.note(f"{name} compiled its decoding step in {time.perf_counter() - started:.0f} s, not counted")
+    return run_once
 
 
 def _check(runs: dict[str, Any], batch: int, count: int) -> None:

@@ -41,7 +41,9 @@ class WithQuickStep:
         """
         if self.get_decoder().config.attn_implementation == "eager":
             return None
-        keeper: Keeper[Step] = vars(self).setdefault("_quick_steps", Keeper())
+        keeper: Keeper[Step] | None = vars(self).get("_quick_steps")
+        if keeper is None:
+            keeper = vars(self)["_quick_steps"] = Keeper()
         model: Any = self
         return keeper.get(model, self._quick_step_or_none)
 
