@@ -36,7 +36,7 @@ SIZES: dict[str, dict[str, int]] = {
 }  # fmt: skip
 
 #: Threads that are done wait for more work a while before they sleep, and would take a core from the next side.
-SETTLE_SECONDS = 0.03
+SETTLE_SECONDS = 0.25
 
 
 @dataclass
