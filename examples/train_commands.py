@@ -1,6 +1,8 @@
-"""Train audiomm's bundled model, whisper-commands, with audiomm's Trainer: a tiny Whisper on one CPU core.
+r"""Train audiomm's bundled model, whisper-commands, with audiomm's Trainer: a tiny Whisper on one CPU core.
 
-    python train_commands.py --data spoken_digits --output whisper-commands --minutes 90 --start whisper-digits
+    python train_commands.py --data spoken_digits --output commands-1 --minutes 90 --start whisper-digits
+    python train_commands.py --data spoken_digits --output whisper-commands --minutes 89 --start commands-1 \
+        --seed 4 --progress 0.2 --rate 1.2e-3
     python train_commands.py --data spoken_digits --output whisper-commands --evaluate --hold-out yweweler
 
 The result is an ordinary Whisper folder (80 mel bins, 30 s windows) for `from_pretrained`. `commands_voices` speaks,

@@ -41,6 +41,11 @@ class IdsCache:
     def crop(self, length: int) -> None:
         self.ids, self.mask = self.ids[:, :length], self.mask[:, :length]
 
+    def take_back(self, counts: Tensor, room: int = 0) -> None:
+        newest = self.mask.flip(1).cumsum(1).flip(1)  # 1 at the newest token of each row, 2 at the one before
+        kept = self.mask & (newest > counts[:, None])
+        self.ids, self.mask = self.ids[:, kept.any(dim=0)], kept[:, kept.any(dim=0)]
+
 
 class ToyDecoder(GenerationMixin, nn.Module):
     """Scores from a table of the last token plus a fading sum of the earlier ones; padding counts for nothing."""
@@ -64,8 +69,9 @@ class ToyDecoder(GenerationMixin, nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         length = input_ids.shape[1]
-        age = torch.arange(length, device=input_ids.device)
-        weights = 0.6 ** (age[:, None] - age[None, :]).float() * (age[:, None] >= age[None, :])
+        # Steps back are counted in tokens: what is masked out has no place.
+        place, columns = mask.cumsum(dim=1), torch.arange(length, device=input_ids.device)
+        weights = 0.6 ** (place[:, :, None] - place[:, None, :]).float() * (columns[:, None] >= columns[None, :])
         return self.dropout((weights * mask[:, None, :].float()) @ self.table[input_ids])
 
     def _output(self, cache: IdsCache, count: int) -> CausalLMOutput:

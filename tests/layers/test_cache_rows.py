@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 import torch
 from torch import Tensor
@@ -125,3 +127,50 @@ def addresses(cache: Cache) -> list[int]:
     tensors: list[Tensor] = [layer.keys for layer in cache.layers if layer.keys is not None]
     tensors += [pair[0] for pair in cache.cross_pairs if pair is not None]
     return [tensor.data_ptr() for tensor in tensors]
+
+
+def read(cache: Cache, texts: list[list[float]]) -> None:
+    """Read more tokens in each row: the numbers of each text."""
+    numbers = torch.tensor(texts)
+    cache.reserve(numbers.shape[1], None, len(texts), numbers.device)
+    for layer in range(len(cache.specs)):
+        pairs = numbers[:, None, :, None].expand(-1, 2, -1, 4) + layer
+        cache.update(layer, pairs.clone(), 2 * pairs)
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+@pytest.mark.parametrize("seed", range(6))
+def test_rows_take_back_as_many_tokens_as_each_likes(fixed: bool, seed: int) -> None:
+    random, window, most = Random(seed), 5, 260
+    specs = [LayerSpec(2, 4), LayerSpec(2, 4, window=window)]
+    # Row 1 is padded at the left, and row 3 soon holds nothing that counts.
+    texts = [[float(row * 1000 + number) for number in range(3 - row % 2)] for row in range(4)]
+    cache = Cache(specs, rows=4, length=most, fixed=fixed)
+    positions = torch.tensor([[0, 1, 2], [-1, 0, 1], [0, 1, 2], [-1, 0, 1]])
+    numbers = torch.tensor([[0.0] * (3 - len(text)) + text for text in texts])
+    cache.reserve(3, positions, 4, numbers.device)
+    for layer in range(2):
+        pairs = numbers[:, None, :, None].expand(-1, 2, -1, 4) + layer
+        cache.update(layer, pairs.clone(), 2 * pairs)
+    while (longest := 1 + max(map(len, texts[:3]))) < most:
+        drafts = random.randint(0, min(most - longest, random.choice([3, 12, 32])))
+        new = [[float(row * 1000 + len(text) + place) for place in range(drafts + 1)] for row, text in enumerate(texts)]
+        read(cache, new)
+        # A fast row, a slow one, and one like neither: now this one, now that.
+        taken = [drafts + 1, 1, random.randint(1, drafts + 1)]
+        turn = longest // 40 % 3
+        taken = taken[turn:] + taken[:turn]
+        texts[:3] = [text + more[:count] for text, more, count in zip(texts, new, taken, strict=False)]
+        texts[3] = []
+        room = min(most - 1 - max(map(len, texts[:3])), 32) + 1
+        cache.take_back(torch.tensor([*(drafts + 1 - count for count in taken), cache.length]), room)
+        assert held(cache, 0)[:3] == texts[:3] and held(cache, 0)[3] == []
+        keys, values, places = cache.view(1)
+        assert torch.equal(values, 2 * keys)
+        for row, text in enumerate(texts[:3]):
+            found = {int(place): float(key) - 1 for place, key in zip(places[row], keys[row, 0, :, 0], strict=True)}
+            # What the next token sees.
+            for place in range(max(0, len(text) - window + 1), len(text)):
+                assert found[place] == text[place]
+        if fixed:
+            assert cache.length + room <= most

@@ -134,8 +134,9 @@ class GenerateOutput(ModelOutput):
         logprobs: (rows,) sum of the log-probabilities of the chosen tokens, end token included.
         encoder_hidden_states, encoder_attentions, decoder_attentions, cross_attentions, decoder_hidden_states:
             as asked for; the decoder's are one tuple of layers a step.
-        past_key_values: the cache after the last step.
-        draft_counts: of speculative decoding: rounds, tokens drafted a row, and those of them that were accepted.
+        past_key_values: the cache after the last step; rows that drafts have let part and that were done before the
+            last one have left it.
+        draft_counts: of speculative decoding: rounds; tokens drafted, of all rows together, and accepted ones.
     """
 
     sequences: Tensor | None = None

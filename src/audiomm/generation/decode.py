@@ -43,8 +43,8 @@ class DecoderCache(Protocol):
     def reorder(self, index: Tensor) -> Any:
         """Row i becomes what row index[i] was."""
 
-    def crop(self, length: int) -> Any:
-        """Forget slots from `length` on."""
+    def take_back(self, counts: Tensor, room: int = 0) -> Any:
+        """Forget the newest counts[i] tokens of row i, and have room for so many new ones."""
 
 
 class Decoder(Protocol):

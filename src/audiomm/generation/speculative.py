@@ -2,149 +2,26 @@
 
 The model chooses at every drafted place exactly as it would have without a draft, and goes on while its choice is
 the draft's: so the result is that of the main loop, greedy or sampled, only sooner (arXiv:2211.17192, with drafts
-that are certain). Rows of a batch advance together, as far as all of them agree with their drafts.
+that are certain). In a greedy batch each row goes on as far as it agrees with its own drafts: its tokens are written at
+its own length, while the newest keys of all rows lie in one slot of the cache (`Cache.take_back`), so that a pass is
+that of any other batch. Rows that must keep step (`_may_part`) advance as far as all of them agree.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..base.errors import GenerationError
 from ..base.outputs import CausalLMOutput, GenerateOutput, ModelOutput
 from ..layers.cache import SPARE
-from .choice import choose
-from .decode import Decoder, DecodeRequest, DecodeState, Record, StopFlag, last_logits, start
-from .fields import DEFAULTS
+from .choice import Choice, Slot, choose
+from .decode import DecodeRequest, DecodeState, Record
+from .drafts import Drafter, Texts
+from .logits import LogitsProcessorList, PrefixConstrainedLogitsProcessor
 from .sample import finish
-
-
-class Drafter(Protocol):
-    """Proposes what may come next.
-
-    Attributes:
-        cost: What a draft costs, as a share of a step of the model.
-    """
-
-    cost: float
-
-    def propose(self, ids: Tensor, count: int) -> Tensor:
-        """(rows, at most count) int64 tokens that may follow ids (rows, length); none is a good answer too."""
-
-
-class PromptLookup:
-    """Drafts what followed the last few tokens when they occurred before.
-
-    Args:
-        count: Tokens to draft.
-        longest: Most tokens that are looked for; fewer are tried where these are not found.
-
-    Source: prompt lookup decoding, github.com/apoorvumang/prompt-lookup-decoding.
-    """
-
-    cost = 0.0
-
-    def __init__(self, count: int, longest: int) -> None:
-        self.count, self.longest = count, longest
-
-    def propose(self, ids: Tensor, count: int) -> Tensor:
-        rows, length = ids.shape
-        count = min(count, self.count)
-        places = torch.zeros(rows, dtype=torch.long, device=ids.device)  # 0: nothing found yet
-        for size in range(min(self.longest, length - 1), 0, -1):
-            earlier = ids.unfold(1, size, 1)[:, :-1]
-            same = (earlier == ids[:, None, length - size :]).all(dim=-1)
-            # Prefer the first place that is followed by enough tokens: argmax gives the first.
-            found = torch.where(same.any(dim=1), same.int().argmax(dim=1) + size, 0)
-            places = torch.where(places == 0, found, places)
-        if not bool((places > 0).any()):
-            return ids[:, :0]
-        index = places[:, None] + torch.arange(count, device=ids.device)
-        return ids.gather(1, index.clamp(max=length - 1))
-
-
-class AssistantModel:
-    """Drafts what a smaller model would write.
-
-    Args:
-        model: The smaller model; same vocabulary.
-        inputs: What its prefill takes besides the prompt.
-        request: The request whose drafts it makes.
-        copies: Rows a prompt becomes.
-    """
-
-    def __init__(self, model: Decoder, inputs: dict[str, Any], request: DecodeRequest, copies: int) -> None:
-        _check_vocabulary(request.model, model)
-        config = replace_outputs(request)
-        own = replace(request, model=model, model_inputs=inputs, config=config, logprobs=False)
-        state, _ = start(own, copies, Record(config))
-        self.model, self.cache, self.quick, self.processors = model, state.cache, state.quick, request.processors
-        self.cost = _share_of_weights(model, request.model)
-        # Slots of a prompt that was given as embeddings alone, whose ids are not known.
-        self.unseen = state.cache.length - state.length
-        self.count = request.config.num_assistant_tokens or 1
-        self.threshold = request.config.assistant_confidence_threshold or 0.0
-
-    def propose(self, ids: Tensor, count: int) -> Tensor:
-        length = ids.shape[1]
-        # Drafts that were not taken are forgotten; the newest token at least has to be read.
-        if self.cache.length > self.unseen + length - 1:
-            self.cache.crop(self.unseen + length - 1)
-        unread = ids[:, self.cache.length - self.unseen :]
-        for _ in range(min(count, self.count)):
-            if self.quick is not None and unread.shape[1] == 1:
-                logits = self.quick(unread, self.cache)
-            else:
-                logits = last_logits(self.model.step(unread, self.cache))
-            scores = self.processors(ids, logits)
-            unread = scores.argmax(dim=-1, keepdim=True)
-            ids = torch.cat((ids, unread), dim=1)
-            sure = scores.softmax(dim=-1).gather(1, unread)
-            if bool((sure < self.threshold).all()):
-                break
-        return ids[:, length:]
-
-
-class StateDrafter:
-    """Drafts with a model that was trained to go on from the target model's own states and keys.
-
-    A draft leaves a state behind, which stands in for the target's in the next draft; the place in the text and the
-    keys stay those of the newest token for the whole round. Source: multi-token prediction, arXiv:2404.19737, and the
-    model cards of Gemma 4's assistants.
-
-    Args:
-        model: The drafter; see `models.gemma4.assistant`.
-        request: The request whose drafts it makes.
-        state: Where the request stands; its cache is read, never written.
-    """
-
-    def __init__(self, model: Any, request: DecodeRequest, state: DecodeState) -> None:
-        _check_vocabulary(request.model, model)
-        self.model, self.target, self.state, self.processors = model, request.model, state, request.processors
-        own, asked = model.generation_config.num_assistant_tokens, request.config.num_assistant_tokens
-        self.count = own if own is not None and asked == DEFAULTS["num_assistant_tokens"] else asked or 1
-        self.cost = _share_of_weights(model, request.model)
-
-    def propose(self, ids: Tensor, count: int) -> Tensor:
-        if self.state.hidden is None:
-            raise GenerationError("this drafter reads the target's states, and the model in use does not tell them.")
-        target: Any = self.target
-        pairs, masks, place = target.draft_view(self.state.cache)
-        drafted, state = ids, self.state.hidden
-        while drafted.shape[1] < ids.shape[1] + min(count, self.count):
-            word = target.embed_drafted(drafted[:, -1:])
-            draft = self.model(
-                inputs_embeds=torch.cat((word, state.to(word)), dim=-1),
-                position_ids=place,
-                attention_mask=masks,
-                shared_kv_states=pairs,
-            )
-            scores = self.processors(drafted, draft.logits[:, 0].float())
-            drafted, state = torch.cat((drafted, scores.argmax(dim=-1)[:, None]), dim=1), draft.last_hidden_state
-        return drafted[:, ids.shape[1] :]
+from .stopping import EosTokenCriteria
 
 
 class Balance:
@@ -173,8 +50,8 @@ class Balance:
             return False
         return True
 
-    def note(self, drafted: int, accepted: int) -> None:
-        """A round with drafts is over: each accepted one saved a step, and each drafted one cost a part of it."""
+    def note(self, drafted: float, accepted: float) -> None:
+        """A round is over: each accepted draft of a row saved a step, and each drafted one cost a part of it."""
         self.gain += accepted - drafted * self.cost
         self.rounds += 1
         if self.rounds == self.ROUNDS:
@@ -182,39 +59,6 @@ class Balance:
             self.pause = 0 if pays else self._next_pause
             self._next_pause = self.ROUNDS if pays else 2 * self._next_pause
             self.rounds, self.gain = 0, 0.0
-
-
-def _share_of_weights(model: Any, target: Any) -> float:
-    """What a step of `model` costs, as a share of one of `target`, by the weights that a step reads."""
-    return _weights_read(model) / max(_weights_read(target), 1)
-
-
-def _weights_read(model: nn.Module) -> int:
-    # Of a table of embeddings a step reads one row; a head tied to it is read whole, and counts.
-    modules = [module for module in model.modules() if not isinstance(module, nn.Embedding)]
-    weights = {weight for module in modules for weight in module.parameters(recurse=False)}
-    return sum(weight.numel() for weight in weights)
-
-
-def replace_outputs(request: DecodeRequest) -> Any:
-    """The request's config without what it wants recorded."""
-    config = request.config.filled()
-    config.update(output_attentions=False, output_hidden_states=False, output_scores=False, output_logits=False)
-    return config
-
-
-def _check_vocabulary(model: Decoder, assistant: Decoder) -> None:
-    sizes = [_vocabulary_size(each.config) for each in (model, assistant)]
-    if None not in sizes and sizes[0] != sizes[1]:
-        raise GenerationError(
-            f"the assistant's vocabulary has {sizes[1]} tokens and the model's {sizes[0]}: drafts can only be read "
-            "when both share a tokenizer. Pass an assistant of the same family."
-        )
-
-
-def _vocabulary_size(config: Any) -> int | None:
-    size = getattr(config, "vocab_size", None)
-    return size if size is not None else getattr(getattr(config, "text_config", None), "vocab_size", None)
 
 
 def speculate(
@@ -226,47 +70,174 @@ def speculate(
         request, state, logits, record: As `decode.start` left them.
         drafter: Makes the drafts.
     """
-    flag = StopFlag(logits.device, at_once=True)
     counts = {"rounds": 0, "drafted": 0, "accepted": 0}
     balance = Balance(drafter.cost)
     _choose_and_show(request, state, logits, record)
-    while state.length < request.max_length and not flag.is_set(state.going):
-        # So many tokens can be taken back by layers with a window.
-        room = min(request.max_length - state.length - 1, SPARE)
+    rows = _Apart(request, state, logits) if _may_part(request, len(state.tokens)) else _InStep(request, state, record)
+    texts = rows.texts
+    room = min(request.max_length - texts.longest - 1, rows.most)
+    while texts.longest:
         has_drafts = room > 0 and balance.wants_drafts()
-        drafts = drafter.propose(state.ids, room) if has_drafts else state.ids[:, :0]
-        newest = state.tokens[:, state.length - 1 : state.length]
-        begin, read = state.length, state.cache.length
+        newest = texts.newest()
+        drafts = drafter.propose(texts, room) if has_drafts else newest[:, :0]
         if drafts.shape[1] == 0 and state.quick is not None and state.hidden is None:
             output: ModelOutput = CausalLMOutput(logits=state.quick(newest, state.cache)[:, None])
         else:
             output = request.model.step(torch.cat((newest, drafts), dim=1), state.cache, **request.flags)
-        _take_agreed(request, state, output, drafts, record)
-        taken = state.length - begin
-        state.cache.crop(read + taken)
-        last = output.get("last_hidden_state")
-        state.hidden = None if last is None else last[:, taken - 1 : taken]
+        going = sum(texts.going)
+        taken = rows.take(output, drafts)
+        room = min(request.max_length - texts.longest - 1, rows.most)
+        _forget_others(state, texts, output, drafts.shape[1] + 1 - taken, room + 1)
+        accepted = int(taken.sum()) - going
         if has_drafts:
-            balance.note(drafts.shape[1], taken - 1)
-        for name, count in (("rounds", 1), ("drafted", drafts.shape[1]), ("accepted", taken - 1)):
+            balance.note(drafts.shape[1], accepted / going)
+        for name, count in (("rounds", 1), ("drafted", drafts.shape[1] * going), ("accepted", accepted)):
             counts[name] += count
+    rows.settle()
     result = finish(state, record)
     result.draft_counts = counts
     return result
 
 
-def _take_agreed(
-    request: DecodeRequest, state: DecodeState, output: ModelOutput, drafts: Tensor, record: Record
-) -> None:
-    """Choose tokens place by place, until a choice is not the draft's."""
-    for place in range(drafts.shape[1] + 1):
-        record.add_output(_at(output, place))
-        _choose_and_show(request, state, output["logits"][:, place].float(), record)
-        if place == drafts.shape[1]:
-            return
-        agreed = state.finished | (state.ids[:, -1] == drafts[:, place])
-        if not bool(agreed.all()) or not bool(state.going.any()):
-            return
+def _forget_others(state: DecodeState, texts: Texts, output: ModelOutput, wrong: Tensor, room: int) -> None:
+    """Take back the last `wrong` (rows,) tokens that were read, and keep the state before each newest one.
+
+    Args:
+        room: Tokens that the next pass may bring.
+    """
+    last = output.get("last_hidden_state")
+    if last is not None:
+        place = (last.shape[1] - 1 - wrong).clamp(min=0)
+        state.hidden = last[torch.arange(len(last), device=last.device), place][:, None]
+    if texts.longest:
+        # What rows hold that are done is not looked at any more.
+        going = torch.tensor(texts.going, device=wrong.device)
+        wrong = torch.where(going, wrong, state.cache.length)
+    state.cache.take_back(wrong, room if texts.longest else 0)
+
+
+def _may_part(request: DecodeRequest, rows: int) -> bool:
+    """Whether rows may go on one by one: nothing is drawn or told a step at a time, and all rules are functions."""
+    config, ours = request.config, __name__.partition(".")[0]
+    asks_for_more = bool(request.flags) or config.output_scores or config.output_logits or request.streamer is not None
+    return (
+        rows > 1
+        and not asks_for_more
+        and not config.do_sample
+        and not request.warpers
+        and all(type(rule) is EosTokenCriteria for rule in request.stopping)
+        and all(type(rule).__module__.partition(".")[0] == ours for rule in request.processors)
+        # Whose function may know real texts only.
+        and not any(type(rule) is PrefixConstrainedLogitsProcessor for rule in request.processors)
+    )
+
+
+class _InStep:
+    """Rows that advance together, as far as all of them agree with their drafts.
+
+    Args:
+        request, state, record: The run; the first token has been chosen.
+    """
+
+    #: Drafts of a round at most: so many tokens can be taken back by layers with a window.
+    most = SPARE
+
+    def __init__(self, request: DecodeRequest, state: DecodeState, record: Record) -> None:
+        self._request, self._state, self._record = request, state, record
+        self.texts = Texts(state.tokens, [], [])
+        self._tell()
+
+    def take(self, output: ModelOutput, drafts: Tensor) -> Tensor:
+        """Choose tokens place by place, until a choice is not the draft's; how many each row (rows,) took."""
+        request, state, record = self._request, self._state, self._record
+        begin = state.length
+        for place in range(drafts.shape[1] + 1):
+            record.add_output(_at(output, place))
+            _choose_and_show(request, state, output["logits"][:, place].float(), record)
+            if place == drafts.shape[1]:
+                break
+            agreed = state.finished | (state.ids[:, -1] == drafts[:, place])
+            if not bool(agreed.all()) or not bool(state.going.any()):
+                break
+        self._tell()
+        return torch.full((len(drafts),), state.length - begin, device=drafts.device)
+
+    def _tell(self) -> None:
+        state, rows = self._state, len(self._state.tokens)
+        goes = state.length < self._request.max_length and bool(state.going.any())
+        self.texts.lengths, self.texts.going = [state.length] * rows, [goes] * rows
+
+    def settle(self) -> None:
+        """Nothing is left to be done."""
+
+
+class _Apart:
+    """Rows of which each advances as far as it agrees with its own drafts; `_may_part` holds.
+
+    Args:
+        request, state, logits: The run; the first token has been chosen, from logits of this size.
+    """
+
+    #: As many again may be gaps.
+    most = SPARE // 2
+
+    def __init__(self, request: DecodeRequest, state: DecodeState, logits: Tensor) -> None:
+        self._request, self._state = request, state
+        # The rules have to see each row at its own length.
+        self._choice = Choice(replace(request, processors=LogitsProcessorList()), logits)
+        self.texts = Texts(state.tokens, [state.length] * len(state.tokens), [])
+        self._tell(state.going)
+
+    def take(self, output: ModelOutput, drafts: Tensor) -> Tensor:
+        """Choose tokens place by place, until no row's choice is its draft's; how many each row (rows,) took."""
+        texts, count = self.texts, drafts.shape[1]
+        going = torch.tensor(texts.going, device=drafts.device)
+        takes, taken = going, torch.zeros_like(going, dtype=torch.long)
+        for place in range(count + 1):
+            slot = self._choose(texts, output["logits"][:, place].float(), takes)
+            taken += takes
+            going = torch.where(takes, slot.still_going, going)
+            takes = takes & slot.still_going
+            if place < count:
+                takes = takes & (slot.token == drafts[:, place])
+            texts = Texts(texts.tokens, [length + 1 for length in texts.lengths], takes.tolist())
+            if not any(texts.going):
+                break
+        self.texts.lengths = [sum(both) for both in zip(self.texts.lengths, taken.tolist(), strict=True)]
+        self._tell(going)
+        return taken
+
+    def _choose(self, texts: Texts, logits: Tensor, takes: Tensor) -> Slot:
+        """Choose the next token of each row, and write it down for those (rows,) that take it."""
+        state, column = self._state, texts.columns(0, 1)
+        score, chosen = torch.zeros(2, len(takes), device=takes.device)
+        token, keep = torch.zeros_like(column[:, 0]), None if state.chosen is None else chosen
+        slot = Slot(going=takes, still_going=torch.zeros_like(takes), token=token, picked=score, chosen=keep)
+        self._choice.pick(texts.tokens, texts.ruled(self._request.processors, logits), slot)
+        _write(state.tokens, column, token, takes)
+        step = column - state.prompt_length
+        _write(state.picked.t(), step, score, takes)
+        if state.chosen is not None:
+            _write(state.chosen.t(), step, chosen, takes)
+        return slot
+
+    def _tell(self, going: Tensor) -> None:
+        limit = self._request.max_length
+        going_on = zip(self.texts.lengths, going.tolist(), strict=True)
+        self.texts.going = [goes and length < limit for length, goes in going_on]
+
+    def settle(self) -> None:
+        """Write down for all rows at once how far each has come."""
+        state = self._state
+        state.length = max(self.texts.lengths)
+        steps = torch.tensor(self.texts.lengths, device=state.alive.device) - state.prompt_length
+        state.alive.copy_(torch.arange(len(state.alive), device=steps.device)[:, None] < steps)
+
+
+def _write(buffer: Tensor, columns: Tensor, values: Tensor, rows: Tensor) -> None:
+    """Write values (rows,) to the columns (rows, 1) of a buffer, in those rows (rows,) that are marked."""
+    values = torch.where(rows[:, None], values[:, None], buffer.gather(1, columns))
+    buffer.scatter_(1, columns, values)
 
 
 def _choose_and_show(request: DecodeRequest, state: DecodeState, logits: Tensor, record: Record) -> None:

@@ -13,11 +13,12 @@ from .beam import beam_search
 from .build import build_stopping, build_warpers
 from .config import GenerationConfig
 from .decode import Decoder, DecodeRequest, Record, start
+from .drafts import AssistantModel, Drafter, PromptLookup, StateDrafter
 from .logits import LogitsProcessorList
 from .patience import patient_beam_search
 from .sample import sample
 from .sampling import Generators
-from .speculative import AssistantModel, Drafter, PromptLookup, StateDrafter, speculate
+from .speculative import speculate
 from .stopping import StoppingCriteriaList
 
 

@@ -99,8 +99,8 @@ class Cache:
             raise GenerationError(f"length={length}: a fixed cache needs to know how many slots to allocate.")
         self.specs, self.fixed, self.capacity = specs, fixed, length or 0
         device, dtype = torch.device(device), torch.float32 if for_products else dtype
-        #: Slots in use, counted on the host.
-        self.length = 0
+        #: Slots in use, counted on the host; and empty ones between the tokens of a row, at most: see `take_back`.
+        self.length, self._gaps = 0, 0
         self._windows: set[int] = {spec.window for spec in specs if spec.window is not None}
         kinds: list[int | None] = [None, *sorted(self._windows)]
         self._growing = {} if fixed else {window: GrowingTrack(window) for window in kinds}
@@ -406,6 +406,57 @@ class Cache:
             self._positions = self._positions[:, :length]
         self.length = min(self.length, length)
 
+    def take_back(self, counts: Tensor, room: int = 0) -> None:
+        """Forget the newest tokens of each row, more of one row than of another.
+
+        The next tokens of all rows lie side by side again: slots that are empty in some rows only stay as gaps, which
+        masks leave out, and are closed when there are many or no room is left.
+
+        Args:
+            counts: (rows,) tokens to forget; all of them where a row has fewer.
+            room: Tokens that the next passes bring.
+
+        Raises:
+            GenerationError: Layers with a window have dropped tokens that would be seen again.
+        """
+        positions = self._known_positions()
+        padding = self.length - 1 - positions.amax(dim=1, keepdim=True)
+        held = self.length - padding
+        counts = torch.minimum(counts[:, None], held)
+        fewest, most = (int(count) for count in counts.aminmax())
+        if fewest < most:
+            ends = self.length - counts
+            for track in self._fixed.values():
+                track.crop(ends, padding)
+            if self.fixed:
+                self._padding += counts - fewest
+            else:
+                self._positions = positions.masked_fill(positions + padding >= ends, -1)
+            # A row that holds nothing has no gap.
+            self._gaps += int(torch.where(counts < held, counts, fewest).max()) - fewest
+        self.crop(self.length - fewest)
+        if self._gaps >= SPARE // 2 or (self.fixed and self.length + room > self.capacity):
+            self._close_gaps()
+
+    def _close_gaps(self) -> None:
+        """Put the tokens of each row side by side again, and give up slots at the beginning that no row needs."""
+        positions = self._known_positions()
+        padding = self.length - 1 - positions.amax(dim=1, keepdim=True)
+        surplus = int(padding.min())
+        padding -= surplus
+        self.length -= surplus
+        sources = {window: track.close(padding, self.length) for window, track in self._fixed.items()}
+        if self.fixed:
+            self._newest -= surplus
+            self._padding -= surplus
+        for window, growing in self._growing.items():
+            sources[window], moved = growing.close(positions, padding, surplus, self.length)
+            if window is None:
+                self._positions = moved
+        for spec, layer in zip(self.specs, self.layers, strict=True):
+            layer.gather(sources[spec.window])
+        self._gaps = 0
+
     def reset(self) -> None:
         """Forget everything and keep the buffers, for the next sequence."""
         for layer in self.layers:
@@ -419,7 +470,7 @@ class Cache:
             self._padding.zero_()
         self._positions = None
         self._cross_ready = False
-        self.length = 0
+        self.length = self._gaps = 0
 
     @classmethod
     def from_legacy_cache(cls, specs: list[LayerSpec], pairs: tuple[tuple[Tensor, ...], ...]) -> Cache:

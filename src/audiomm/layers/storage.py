@@ -55,6 +55,19 @@ class GrowingTrack:
         """Whether all that layers with this window look at from token `length` on is held."""
         return self.window is None or self.dropped <= max(0, length - self.window + 1)
 
+    def close(self, positions: Tensor, padding: Tensor, surplus: int, length: int) -> tuple[Tensor, Tensor]:
+        """Put the tokens of each row side by side, `length` slots in all; see `_closed`.
+
+        Args:
+            positions: (rows, slots) of all slots, dropped ones too.
+            padding: (rows, 1) slots before the tokens of each row, afterwards.
+            surplus: Slots that are given up at the beginning.
+        """
+        held = positions[:, self.dropped :]
+        self.dropped = max(0, self.dropped - surplus)
+        self.kept = length - self.dropped
+        return _closed(held, held + padding - self.dropped, self.kept)
+
     def clear(self) -> None:
         self.dropped = self.kept = 0
 
@@ -134,6 +147,12 @@ class GrowingKV:
             self.values = functional.pad(self.values, (0, 0, count, 0))
             self._room = None
 
+    def gather(self, source: Tensor) -> None:
+        """Slot i of row r becomes what slot source[r, i] was, and there are no others."""
+        if self.keys is not None and self.values is not None:
+            self.keys, self.values = _gathered(self.keys, source), _gathered(self.values, source)
+            self._room = None
+
     def select(self, rows: Tensor) -> None:
         if self.keys is None or self.values is None:
             return
@@ -203,12 +222,24 @@ class FixedTrack:
             return True
         return self._longest - self.size <= max(0, length - self.window + 1)
 
-    def crop(self, length: int, padding: Tensor) -> None:
-        """Empty the slots of the tokens from `length` on."""
-        if self.is_ring:
-            self.positions.masked_fill_(self.positions + padding >= length, -1)
-        else:
-            self.positions[:, length:] = -1
+    def crop(self, length: int | Tensor, padding: Tensor) -> None:
+        """Empty the slots of the tokens from `length` on, one number or (rows, 1); `padding` is that of the newest."""
+        self.positions.masked_fill_(self.positions + padding >= length, -1)
+
+    def close(self, padding: Tensor, length: int) -> Tensor:
+        """Put the tokens of each row side by side, so that there are `length`.
+
+        Args:
+            padding: (rows, 1) slots before the tokens of each row, afterwards.
+
+        Returns:
+            (rows, slots) the slot that each is to be filled from.
+        """
+        places = self.positions + padding
+        source, positions = _closed(self.positions, places % self.size if self.is_ring else places, self.size)
+        self.positions.copy_(positions)
+        self._longest = length
+        return source
 
     def select(self, rows: Tensor) -> None:
         chosen = self.positions.index_select(0, rows)
@@ -264,12 +295,37 @@ class FixedKV:
         """Move all pairs `count` slots on, or back where it is negative."""
         self._pairs.copy_(functional.pad(self._pairs, (0, 0, count, -count)))
 
+    def gather(self, source: Tensor) -> None:
+        """Slot i of row r becomes what slot source[r, i] was."""
+        for pairs in self._pairs.unbind(0):
+            pairs.copy_(_gathered(pairs, source))
+
     def select(self, rows: Tensor) -> None:
         chosen = self._pairs.index_select(1, rows)
         self._pairs = self._pairs.copy_(chosen) if len(rows) == self._pairs.shape[1] else chosen
 
     def clear(self) -> None:
         self._pairs.zero_()
+
+
+def _closed(positions: Tensor, places: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Move what slots at `positions` (rows, slots) hold to the slots `places`, of `size`; -1 holds nothing.
+
+    Returns:
+        (rows, size) the slot that each is filled from, and its position.
+    """
+    # What is nowhere goes to one slot more.
+    places = places.masked_fill(positions < 0, size)
+    numbers = torch.arange(positions.shape[1], device=positions.device).expand_as(positions)
+    room = positions.new_zeros(len(positions), size + 1)
+    source, moved = room.scatter(1, places, numbers), (room - 1).scatter(1, places, positions)
+    return source[:, :size], moved[:, :size]
+
+
+def _gathered(stored: Tensor, source: Tensor) -> Tensor:
+    """(rows, heads, slots, head_dim) read at the slots (rows, n)."""
+    heads, width = stored.shape[1], stored.shape[3]
+    return stored.gather(2, source[:, None, :, None].expand(-1, heads, -1, width))
 
 
 def rows_like(like: Tensor, rows: int) -> Tensor:

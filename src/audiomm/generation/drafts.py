@@ -1,0 +1,233 @@
+"""What proposes the tokens that may come next: the text so far, a smaller model, or one that reads the model's states.
+
+Drafts need not be right (see `speculative`), so who makes them may guess. The rows of a batch are texts of lengths of
+their own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..base.errors import GenerationError
+from .decode import Decoder, DecodeRequest, DecodeState, Record, last_logits, start
+from .fields import DEFAULTS
+from .logits import LogitsProcessorList
+
+
+@dataclass
+class Texts:
+    """How far the texts of a batch have come.
+
+    Attributes:
+        tokens: (rows, columns) int64, each text from column 0 on.
+        lengths: Tokens of each row, prompt included.
+        going: Whether a row is not done.
+    """
+
+    tokens: Tensor
+    lengths: list[int]
+    going: list[bool]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text that goes on; 0 where none does."""
+        return max((length for length, goes in zip(self.lengths, self.going, strict=True) if goes), default=0)
+
+    def columns(self, first: int, count: int) -> Tensor:
+        """(rows, count) columns from the `first` one behind each text on; before its end where that is negative."""
+        ends = torch.tensor(self.lengths, device=self.tokens.device)[:, None]
+        numbers = torch.arange(first, first + count, device=self.tokens.device)
+        return (ends + numbers).clamp_(0, self.tokens.shape[1] - 1)
+
+    def newest(self, count: int = 1) -> Tensor:
+        """(rows, count) the last tokens of each row."""
+        return self.tokens.gather(1, self.columns(-count, count))
+
+    def longer(self, tokens: Tensor) -> Texts:
+        """These texts with one more token (rows, 1) each."""
+        longer = self.tokens.scatter(1, self.columns(0, 1), tokens)
+        return Texts(longer, [length + 1 for length in self.lengths], self.going)
+
+    def ruled(self, rules: LogitsProcessorList, scores: Tensor) -> Tensor:
+        """Scores (rows, vocabulary) of the next tokens after the rules, which see texts of one length at a time."""
+        lengths = sorted({length for length, goes in zip(self.lengths, self.going, strict=True) if goes})
+        if not rules or not lengths:
+            return scores
+        found: Tensor = rules(self.tokens[:, : lengths[0]], scores)
+        own = torch.tensor(self.lengths, device=scores.device)[:, None]
+        for length in lengths[1:]:
+            found = torch.where(own == length, rules(self.tokens[:, :length], scores), found)
+        return found
+
+
+class Drafter(Protocol):
+    """Proposes what may come next.
+
+    Attributes:
+        cost: What a draft costs, as a share of a step of the model.
+    """
+
+    cost: float
+
+    def propose(self, texts: Texts, count: int) -> Tensor:
+        """(rows, at most count) int64 tokens that may follow the texts; none is a good answer too."""
+
+
+class PromptLookup:
+    """Drafts what followed the last few tokens when they occurred before.
+
+    Args:
+        count: Tokens to draft.
+        longest: Most tokens that are looked for; fewer are tried where these are not found.
+
+    Source: prompt lookup decoding, github.com/apoorvumang/prompt-lookup-decoding.
+    """
+
+    cost = 0.0
+
+    def __init__(self, count: int, longest: int) -> None:
+        self.count, self.longest = count, longest
+
+    def propose(self, texts: Texts, count: int) -> Tensor:
+        ids, last = texts.tokens[:, : texts.longest], texts.columns(-1, 1)
+        places = torch.zeros_like(last)  # 0: nothing found yet
+        for size in range(min(self.longest, texts.longest - 1), 0, -1):
+            earlier = ids.unfold(1, size, 1)
+            same = (earlier == texts.newest(size)[:, None]).all(dim=-1)
+            # What was found must be followed by something.
+            same &= torch.arange(size, ids.shape[1] + 1, device=ids.device) <= last
+            # Prefer the first place that is followed by enough tokens: argmax gives the first.
+            found = torch.where(same.any(dim=1), same.int().argmax(dim=1) + size, 0)[:, None]
+            places = torch.where(places == 0, found, places)
+        if not bool((places > 0).any()):
+            return ids[:, :0]
+        index = places + torch.arange(min(count, self.count), device=ids.device)
+        return texts.tokens.gather(1, torch.minimum(index, last))
+
+
+class AssistantModel:
+    """Drafts what a smaller model would write.
+
+    Args:
+        model: The smaller model; same vocabulary.
+        inputs: What its prefill takes besides the prompt.
+        request: The request whose drafts it makes.
+        copies: Rows a prompt becomes.
+    """
+
+    def __init__(self, model: Decoder, inputs: dict[str, Any], request: DecodeRequest, copies: int) -> None:
+        _check_vocabulary(request.model, model)
+        config = _without_outputs(request)
+        own = replace(request, model=model, model_inputs=inputs, config=config, logprobs=False)
+        state, _ = start(own, copies, Record(config))
+        self.model, self.cache, self.quick, self.processors = model, state.cache, state.quick, request.processors
+        self.cost = _share_of_weights(model, request.model)
+        #: Tokens of each row that the cache holds, those that were not taken included.
+        self.read = [state.length] * len(state.tokens)
+        self.count = request.config.num_assistant_tokens or 1
+        self.threshold = request.config.assistant_confidence_threshold or 0.0
+
+    def propose(self, texts: Texts, count: int) -> Tensor:
+        behind = [length - min(read, length - 1) for length, read in zip(texts.lengths, self.read, strict=True)]
+        # All rows read so many tokens, some of them anew; the newest one at least.
+        count, unread = min(count, self.count), max(n for n, goes in zip(behind, texts.going, strict=True) if goes)
+        # Drafts that were not taken are forgotten, and rows that are done.
+        wrong = [
+            read - length + unread if goes else self.cache.length
+            for length, read, goes in zip(texts.lengths, self.read, texts.going, strict=True)
+        ]
+        self.cache.take_back(torch.tensor(wrong, device=texts.tokens.device), room=unread + count)
+        drafts: list[Tensor] = []
+        ids = texts.newest(unread)
+        while len(drafts) < count:
+            if self.quick is not None and ids.shape[1] == 1:
+                logits = self.quick(ids, self.cache)
+            else:
+                logits = last_logits(self.model.step(ids, self.cache))
+            scores = texts.ruled(self.processors, logits)
+            ids = scores.argmax(dim=-1, keepdim=True)
+            texts = texts.longer(ids)
+            drafts.append(ids)
+            sure = (scores.softmax(dim=-1).gather(1, ids) >= self.threshold)[:, 0].tolist()
+            if not any(is_sure and goes for is_sure, goes in zip(sure, texts.going, strict=True)):
+                break
+        # The last draft has not been read.
+        self.read = [length - 1 for length in texts.lengths]
+        return torch.cat(drafts, dim=1)
+
+
+class StateDrafter:
+    """Drafts with a model that was trained to go on from the target model's own states and keys.
+
+    A draft leaves a state behind, which stands in for the target's in the next draft; the place in the text and the
+    keys stay those of the newest token for the whole round. Source: multi-token prediction, arXiv:2404.19737, and the
+    model cards of Gemma 4's assistants.
+
+    Args:
+        model: The drafter; see `models.gemma4.assistant`.
+        request: The request whose drafts it makes.
+        state: Where the request stands; its cache is read, never written.
+    """
+
+    def __init__(self, model: Any, request: DecodeRequest, state: DecodeState) -> None:
+        _check_vocabulary(request.model, model)
+        self.model, self.target, self.state, self.processors = model, request.model, state, request.processors
+        own, asked = model.generation_config.num_assistant_tokens, request.config.num_assistant_tokens
+        self.count = own if own is not None and asked == DEFAULTS["num_assistant_tokens"] else asked or 1
+        self.cost = _share_of_weights(model, request.model)
+
+    def propose(self, texts: Texts, count: int) -> Tensor:
+        if self.state.hidden is None:
+            raise GenerationError("this drafter reads the target's states, and the model in use does not tell them.")
+        target: Any = self.target
+        pairs, masks, place = target.draft_view(self.state.cache)
+        state, drafts = self.state.hidden, [texts.newest()]
+        while len(drafts) <= min(count, self.count):
+            word = target.embed_drafted(drafts[-1])
+            draft = self.model(
+                inputs_embeds=torch.cat((word, state.to(word)), dim=-1),
+                position_ids=place,
+                attention_mask=masks,
+                shared_kv_states=pairs,
+            )
+            scores, state = texts.ruled(self.processors, draft.logits[:, 0].float()), draft.last_hidden_state
+            drafts.append(scores.argmax(dim=-1, keepdim=True))
+            texts = texts.longer(drafts[-1])
+        return torch.cat(drafts[1:], dim=1)
+
+
+def _share_of_weights(model: Any, target: Any) -> float:
+    """What a step of `model` costs, as a share of one of `target`, by the weights that a step reads."""
+    return _weights_read(model) / max(_weights_read(target), 1)
+
+
+def _weights_read(model: nn.Module) -> int:
+    # Of a table of embeddings a step reads one row; a head tied to it is read whole, and counts.
+    modules = [module for module in model.modules() if not isinstance(module, nn.Embedding)]
+    weights = {weight for module in modules for weight in module.parameters(recurse=False)}
+    return sum(weight.numel() for weight in weights)
+
+
+def _without_outputs(request: DecodeRequest) -> Any:
+    """The request's config without what it wants recorded."""
+    config = request.config.filled()
+    config.update(output_attentions=False, output_hidden_states=False, output_scores=False, output_logits=False)
+    return config
+
+
+def _check_vocabulary(model: Decoder, assistant: Decoder) -> None:
+    sizes = [_vocabulary_size(each.config) for each in (model, assistant)]
+    if None not in sizes and sizes[0] != sizes[1]:
+        raise GenerationError(
+            f"the assistant's vocabulary has {sizes[1]} tokens and the model's {sizes[0]}: drafts can only be read "
+            "when both share a tokenizer. Pass an assistant of the same family."
+        )
+
+
+def _vocabulary_size(config: Any) -> int | None:
+    size = getattr(config, "vocab_size", None)
+    return size if size is not None else getattr(getattr(config, "text_config", None), "vocab_size", None)
