@@ -157,7 +157,7 @@ def summarise(wall: dict[str, list[float]], processor: dict[str, list[float]]) -
 
     Returns:
         {name: {"wall_ms": median, "fastest_ms", "cpu_ms": median of processor time, "ratio": median over the rounds of
-        this side's time over the first side's, "cpu_ratio", "rounds_ms": all}}.
+        this side's time over the first side's, "cpu_ratio", "rounds_ms": all, "rounds_cpu_ms": all}}.
     """
     first = next(iter(wall))
     return {
@@ -168,6 +168,7 @@ def summarise(wall: dict[str, list[float]], processor: dict[str, list[float]]) -
             "ratio": round(statistics.median(ratios(times, wall[first])), 3),
             "cpu_ratio": round(statistics.median(ratios(processor[name], processor[first])), 3),
             "rounds_ms": [round(value, 3) for value in times],
+            "rounds_cpu_ms": [round(value, 3) for value in processor[name]],
         }
         for name, times in wall.items()
     }

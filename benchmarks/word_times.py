@@ -37,17 +37,19 @@ def run(setting: Setting) -> dict[str, Any]:
     encode = sides.hub_encoder(model, torch.randn(1, model.config.num_mel_bins, 3000))
     runs["encoder"] = lambda: [encode() for _ in range(windows)]
     times = alternate(runs, setting.repeats, warmups=0 if setting.quick else 1)
-    extra = {name: _differences(times, f"{name}, words", name) for name in timed}
+    extra, used = (
+        {name: _differences(times, f"{name}, words", name, kind) for name in timed}
+        for kind in ("rounds_ms", "rounds_cpu_ms")
+    )
     decode = _differences(times, own, "encoder")
-    results = summarise(extra, extra)
+    results = summarise(extra, used)
     for name, row in results.items():
-        row["cpu_ms"] = round(times[f"{name}, words"]["cpu_ms"] - times[name]["cpu_ms"], 3)
         row["share_of_decode"] = round(statistics.median(extra[name]) / max(statistics.median(decode), 1e-9), 3)
     length = f"{seconds} s"
     return {f"{setting.size}, {length}, words on top": results, f"{setting.size}, {length}, whole": times}
 
 
-def _differences(times: dict[str, dict[str, Any]], more: str, less: str) -> list[float]:
+def _differences(times: dict[str, dict[str, Any]], more: str, less: str, kind: str = "rounds_ms") -> list[float]:
     """Round by round, a millisecond at least: that much is noise."""
-    pairs = zip(times[more]["rounds_ms"], times[less]["rounds_ms"], strict=True)
+    pairs = zip(times[more][kind], times[less][kind], strict=True)
     return [max(a - b, 1.0) for a, b in pairs]

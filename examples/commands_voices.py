@@ -327,6 +327,11 @@ def command_voice(words: Sequence[int], phrases: list[list[str]], command: Calla
     return {" ".join(program): found} if found else {}
 
 
+def missing_programs() -> list[str]:
+    """Programs that training voices are made with and that are not installed: without them others must do."""
+    return [name for name in ("espeak-ng", "festival", "flite", "pico2wave", "RHVoice-test") if not shutil.which(name)]
+
+
 def synthetic_voices(count: int, seed: int, held_out: bool = False) -> tuple[Voices, Voices]:
     """English and Spanish voices of the programs that are installed.
 

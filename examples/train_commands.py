@@ -166,6 +166,8 @@ def load_voices(args: argparse.Namespace) -> Teachers:
         names = [path.name for path in sorted(args.data.iterdir()) if path.is_dir() and path.name != args.hold_out]
         recorded = ds.read_recordings(args.data, range(5, 50), names)
         real = cv.real_voices(ds.perturbed(recorded, args.copies, args.seed, most=(0.26, 0.4)) | recorded)
+        if missing := cv.missing_programs():
+            print(f"left out, as they are not installed: the voices of {', '.join(missing)}", flush=True)
         english, spanish = cv.synthetic_voices(args.voices, args.seed)
         for voices in (english, spanish):
             few = {name: voice for name, voice in voices.items() if not name.startswith("espeak")}

@@ -151,7 +151,7 @@ def test_tensors_arrays_and_lists_can_be_asked_for(tokenizer):
 def test_masks_and_lengths_can_be_asked_for(tokenizer):
     encoded = tokenizer("cd", return_special_tokens_mask=True, return_length=True, return_attention_mask=False)
     assert encoded.special_tokens_mask == [1, 0, 0]
-    assert encoded.length == 3
+    assert encoded.length == [3]  # as in transformers
     assert "attention_mask" not in encoded
 
 

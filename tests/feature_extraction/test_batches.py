@@ -64,6 +64,9 @@ def test_pad_collates_single_features():
     batch = extractor.pad(examples, return_tensors="pt")
     assert batch.input_features.shape == (2, 80, 100)
     assert list(batch) == ["input_features"]
+    # Data sets hand out lists, which numpy reads as float64.
+    lists = [{"input_features": example["input_features"].tolist()} for example in examples]
+    assert torch.equal(extractor.pad(lists, return_tensors="pt").input_features, batch.input_features)
 
 
 def test_pad_extends_time_and_marks_it():

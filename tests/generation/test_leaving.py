@@ -83,14 +83,15 @@ def test_a_rule_of_the_callers_own_sees_all_rows(model: Any) -> None:
 
 
 def test_scores_are_summed_as_if_all_rows_had_stayed(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from audiomm.generation import GenerationConfig, generate_tokens
+    from audiomm.generation import GenerationConfig, generate_tokens, make_request
 
     heard = torch.randn(ROWS, 12, 16, generator=torch.Generator().manual_seed(5))
     config = GenerationConfig(eos_token_id=list(range(1, 90, 12)), pad_token_id=0, max_new_tokens=40)
 
     def output() -> Any:
         prompt = torch.full((ROWS, 1), 2)
-        return generate_tokens(model, prompt, config, model_inputs={"encoder_outputs": (heard,)}, logprobs=True)
+        inputs = {"encoder_outputs": (heard,)}
+        return generate_tokens(make_request(model, prompt, config, model_inputs=inputs, logprobs=True))
 
     left = output()
     monkeypatch.setattr(leaving.Leaving, "without_done", lambda self, state: state)

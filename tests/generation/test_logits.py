@@ -69,7 +69,7 @@ def test_encoder_repetition_penalty_favours_the_encoders_tokens(ids, scores):
 
 def test_sequence_bias_adds_up_where_sequences_complete(ids, scores):
     last = int(ids[0, -1])
-    bias = {(5,): 1.0, (last, 5): 2.0, (int(ids[0, -2]), last, 5): 4.0, (99,): 3.0, (last, 99): 3.0}
+    bias = {(5,): 1.0, (last, 5): 2.0, (int(ids[0, -2]), last, 5): 4.0}
     result = generation.SequenceBiasLogitsProcessor(bias)(ids, scores)
     assert (result - scores)[0, 5].item() == pytest.approx(7.0, abs=1e-5)
     as_list = [[list(key), value] for key, value in bias.items()]
@@ -82,6 +82,15 @@ def test_bad_words_are_banned_and_end_tokens_let_through(ids, scores):
     for row in range(5):
         assert found[row] == ({7, 9} if int(ids[row, -1]) == int(ids[2, -1]) else {7})
     assert torch.equal(generation.NoBadWordsLogitsProcessor([[1]], 1)(ids, scores), scores)
+
+
+def test_biased_tokens_beyond_the_vocabulary_are_refused(ids, scores):
+    with pytest.raises(GenerationError, match="sequence_bias names the token 99, but the vocabulary ends at 11"):
+        generation.SequenceBiasLogitsProcessor({(3, 99): 1.0})(ids, scores)
+    with pytest.raises(GenerationError, match="bad_words_ids names the token 12"):
+        generation.NoBadWordsLogitsProcessor([[12]], 1)(ids, scores)
+    with pytest.raises(GenerationError, match="sequence_bias entry"):
+        generation.SequenceBiasLogitsProcessor({5: 1.0})
 
 
 def test_suppression_ignores_ids_beyond_the_vocabulary(ids, scores):

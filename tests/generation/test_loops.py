@@ -11,13 +11,16 @@ from audiomm.base.hub import Source
 from audiomm.base.outputs import GenerateOutput
 from audiomm.generation import (
     DecodeRequest,
+    EosTokenCriteria,
     GenerationConfig,
     LogitsProcessorList,
+    MaxLengthCriteria,
     StoppingCriteria,
     SuppressTokensLogitsProcessor,
     build_stopping,
     build_warpers,
     generate_tokens,
+    make_request,
 )
 from audiomm.generation.choice import choose
 from audiomm.generation.decode import Record, advance, start
@@ -180,9 +183,8 @@ def test_scores_logits_and_logprobs_are_recorded(toy, prompts):
 def test_logprobs_are_taken_at_temperature_one(toy, prompts):
     model = toy(1, eos_token_id=None)
     torch.manual_seed(0)
-    out = generate_tokens(
-        model.eval(), prompts, GenerationConfig(max_new_tokens=4, do_sample=True, temperature=5.0), logprobs=True
-    )
+    config = GenerationConfig(max_new_tokens=4, do_sample=True, temperature=5.0)
+    out = generate_tokens(make_request(model.eval(), prompts, config, logprobs=True))
     logs = model(out.sequences[:, :-1]).log_softmax(-1)[:, 4:]
     chosen = logs.gather(-1, out.sequences[:, 5:, None])[:, :, 0].sum(1)
     assert torch.allclose(out.logprobs, chosen, atol=1e-4)
@@ -307,6 +309,30 @@ def test_own_processors_and_criteria_are_used(toy, prompts):
     )
     assert got.shape == (3, 8)
     assert not (got[:, 5:] == banned).any()
+
+
+def test_an_own_rule_of_a_class_takes_the_place_of_the_options_rule(toy, prompts):
+    model = toy(eos_token_id=None)
+    plain = model.generate(prompts, max_new_tokens=6)
+    own = [SuppressTokensLogitsProcessor([4])]
+    replaced = model.generate(prompts, max_new_tokens=6, suppress_tokens=plain.unique().tolist(), logits_processor=own)
+    assert torch.equal(replaced, model.generate(prompts, max_new_tokens=6, suppress_tokens=[4]))
+    longer = model.generate(prompts, max_new_tokens=6, stopping_criteria=[MaxLengthCriteria(prompts.shape[1] + 9)])
+    assert torch.equal(longer, model.generate(prompts, max_new_tokens=9))
+    end = int(plain[0, -3])
+    ended = model.generate(prompts[:1], max_new_tokens=6, eos_token_id=2, stopping_criteria=[EosTokenCriteria(end)])
+    assert torch.equal(ended, model.generate(prompts[:1], max_new_tokens=6, eos_token_id=end))
+
+
+def test_top_k_none_in_the_call_means_no_limit(toy, prompts):
+    model = toy(eos_token_id=None)
+    model.generation_config.top_k = 1
+
+    def draw(**options):
+        return model.generate(prompts, do_sample=True, generator=torch.Generator().manual_seed(3), **options)
+
+    assert torch.equal(draw(top_k=None), draw(top_k=0))
+    assert not torch.equal(draw(top_k=None), draw())
 
 
 def test_a_model_may_bring_rules_of_its_own(toy, prompts):

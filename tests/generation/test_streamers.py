@@ -17,6 +17,7 @@ from audiomm.generation import (
     TextIteratorStreamer,
     TextStreamer,
     generate_tokens,
+    make_request,
 )
 
 
@@ -89,7 +90,7 @@ def test_one_stream_may_span_several_calls(toy, prompts):
     config = GenerationConfig(max_new_tokens=3)
     streamer.put(prompts[:1])
     for row in range(2):
-        generate_tokens(model, prompts[row : row + 1], config, streamer=streamer, stream_goes_on=True)
+        generate_tokens(make_request(model, prompts[row : row + 1], config, streamer=streamer), stream_goes_on=True)
     streamer.end()
     wanted = [model.generate(prompts[row : row + 1], config)[0, 5:].tolist() for row in range(2)]
     assert "".join(text for text, _ in streamer.pieces) == Words().decode(wanted[0] + wanted[1])

@@ -158,6 +158,10 @@ def test_a_prompt_is_earlier_text_without_special_tokens(tokenizer):
     assert tokenizer.get_prompt_ids("hello", return_tensors=None) == ids.tolist()
     with pytest.raises(ValueError, match=r"special token '<\|en\|>'"):
         tokenizer.get_prompt_ids("<|en|> hello")
+    with pytest.raises(InputError, match="special token '<|0.02|>'".replace("|", r"\|")):
+        tokenizer.get_prompt_ids("at <|0.02|> hello")
+    with pytest.raises(InputError, match="return_tensors='tf' is not known"):
+        tokenizer.get_prompt_ids("hello", return_tensors="tf")
     with pytest.raises(TypeError, match="not list"):
         tokenizer.get_prompt_ids(["hello"])
 
@@ -237,6 +241,9 @@ def test_a_checkpoints_own_spellings_are_used_and_saved(folder, tmp_path: Path):
 def test_only_timestamp_tokens_are_times(tokenizer):
     assert tokenizer.timestamp_begin == at(tokenizer, 0)
     assert tokenizer.timestamp_ids() == list(range(at(tokenizer, 0), at(tokenizer, 30) + 1))
+    coarse = tokenizer.timestamp_ids(0.5)
+    assert coarse[:3] == [at(tokenizer, 0), at(tokenizer, 0.5), at(tokenizer, 1)]
+    assert len(coarse) == 1501 and set(coarse[61:]) == {tokenizer.unk_token_id}
     tokenizer.add_tokens("<later>")
     later = tokenizer.convert_tokens_to_ids("<later>")
     assert later == at(tokenizer, 30) + 1

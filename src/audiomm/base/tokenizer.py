@@ -281,7 +281,9 @@ class PreTrainedTokenizer(ChatTemplates):
         if return_length:
             columns["length"] = [len(row) for row in columns["input_ids"]]
         if not is_batch:
-            columns = {name: rows[0] for name, rows in columns.items()}
+            # The length stays a list, as in transformers, unless it becomes a tensor of one entry anyway.
+            kept = "length" if return_tensors is None else None
+            columns = {name: rows if name == kept else rows[0] for name, rows in columns.items()}
         return BatchEncoding(columns, encodings, return_tensors, prepend_batch_axis=not is_batch)
 
     def _columns(self, encodings: list[Encoding], wanted: dict[str, bool | None]) -> dict[str, Any]:

@@ -360,6 +360,8 @@ class SequenceFeatureExtractor(FeatureExtractionMixin):
         if main not in columns or len(columns[main]) == 0:
             raise InputError(f"pad() needs at least one clip's {main!r}; got {sorted(columns) or 'nothing'}.")
         clips = [_as_array(clip) for clip in columns[main]]
+        # Lists, as data sets store features, would come out in a type that no model has.
+        clips = [clip.astype(np.float32) if clip.dtype == np.float64 else clip for clip in clips]
         lengths = [clip.shape[self.time_axis] for clip in clips]
         kept, final = self.padded_lengths(lengths, padding, max_length, truncation, pad_to_multiple_of)
         sizes = list(zip(kept, final, strict=True))

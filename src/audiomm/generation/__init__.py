@@ -38,7 +38,7 @@ from .stopping import (
 )
 from .streamers import AsyncTextIteratorStreamer, BaseStreamer, TextIteratorStreamer, TextStreamer
 from .timestamps import WhisperTimeStampLogitsProcessor
-from .tokens import generate_tokens
+from .tokens import generate_tokens, make_request
 from .warpers import (
     EpsilonLogitsWarper,
     EtaLogitsWarper,
@@ -96,4 +96,5 @@ __all__ = [
     "build_stopping",
     "build_warpers",
     "generate_tokens",
+    "make_request",
 ]

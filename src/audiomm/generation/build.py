@@ -65,8 +65,9 @@ def build_processors(
         encoder_input_ids: (batch, length) token ids the encoder reads, for the two rules about them.
         prefix_allowed_tokens_fn: Names the tokens allowed after a prefix.
         model_processors: Rules of the model, after those of the config.
-        user_processors: Rules of the caller, last.
+        user_processors: Rules of the caller, last; one of a class takes the place of the config's rule of that class.
     """
+    own = list(user_processors)
     rules = _repetition_rules(config, prompt_mask, encoder_input_ids)
     if config.bad_words_ids is not None:
         rules.append(NoBadWordsLogitsProcessor(config.bad_words_ids, config.eos_ids or None))
@@ -74,9 +75,13 @@ def build_processors(
     if prefix_allowed_tokens_fn is not None:
         rules.append(PrefixConstrainedLogitsProcessor(prefix_allowed_tokens_fn, copies(config)))
     rules.extend(_forced_and_suppressed(config, prompt_length, max_length))
-    rules.extend(model_processors)
-    rules.extend(user_processors)
-    return rules
+    return LogitsProcessorList([*_not_replaced(rules, own), *model_processors, *own])
+
+
+def _not_replaced(rules: Iterable[Any], own: Iterable[Any]) -> list[Any]:
+    """Those of the config's rules of whose class the caller brings none."""
+    replaced = {type(rule) for rule in own}
+    return [rule for rule in rules if type(rule) not in replaced]
 
 
 def _repetition_rules(
@@ -167,11 +172,12 @@ def build_stopping(config: GenerationConfig, tokenizer: Any = None, extra: Itera
     Args:
         config: Options with defaults filled in.
         tokenizer: Needed for stop_strings.
-        extra: Criteria of the caller.
+        extra: Criteria of the caller; one of a class takes the place of the config's criterion of that class.
 
     Raises:
         GenerationError: stop_strings without a tokenizer.
     """
+    own = list(extra)
     criteria = StoppingCriteriaList()
     if config.max_time is not None:
         criteria.append(MaxTimeCriteria(config.max_time))
@@ -179,8 +185,7 @@ def build_stopping(config: GenerationConfig, tokenizer: Any = None, extra: Itera
         criteria.append(StopStringCriteria(tokenizer, config.stop_strings))
     if config.eos_ids:
         criteria.append(EosTokenCriteria(config.eos_ids))
-    criteria.extend(extra)
-    return criteria
+    return StoppingCriteriaList([*_not_replaced(criteria, own), *own])
 
 
 def copies(config: GenerationConfig) -> int:

@@ -230,18 +230,22 @@ class StopFlag:
 
     def rows(self, going: Tensor) -> list[bool]:
         """`going` (rows,), or what it was a step ago; all True where nothing is known yet."""
+        return self.read(going) or [True] * len(going)
+
+    def read(self, numbers: Tensor) -> list[Any] | None:
+        """`numbers` (n,), or what they were a step ago; None where nothing is known yet."""
         if not self._lags:
-            answer: list[bool] = going.tolist()
-            return answer
-        if not self._answers or self._answers[0].shape != going.shape:
-            self._answers = [torch.empty(going.shape, dtype=torch.bool, pin_memory=True) for _ in range(2)]
+            known: list[Any] = numbers.tolist()
+            return known
+        if not self._answers or self._answers[0].shape != numbers.shape:
+            self._answers = [torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True) for _ in range(2)]
             self.forget()
         earlier, later = self._answers
-        answer = [True] * len(going)
+        answer: list[Any] | None = None
         if self._copied is not None:
             self._copied.synchronize()
             answer = earlier.tolist()
-        later.copy_(going, non_blocking=True)
+        later.copy_(numbers, non_blocking=True)
         self._copied = torch.cuda.Event()
         self._copied.record()
         self._answers = [later, earlier]

@@ -240,11 +240,14 @@ class SequenceBiasLogitsProcessor(LogitsProcessor):
         sequence_bias: Dictionary from a tuple of token ids to a bias, or a list of [[token ids], bias] pairs.
     """
 
+    _option, _largest = "sequence_bias", -1
+
     def __init__(self, sequence_bias: dict[tuple[int, ...], float] | Sequence[Sequence[Any]]) -> None:
         pairs = sequence_bias.items() if isinstance(sequence_bias, dict) else sequence_bias
         table: dict[tuple[int, ...], float] = {}
         for pair in pairs:
-            if len(pair) != 2 or len(pair[0]) == 0 or isinstance(pair[1], bool):
+            is_pair = len(pair) == 2 and isinstance(pair[0], Sequence) and len(pair[0]) > 0
+            if not is_pair or isinstance(pair[1], bool):
                 raise GenerationError(
                     f"sequence_bias entry {pair!r} is not accepted: pass [[token ids], bias] with one or more ids."
                 )
@@ -253,21 +256,25 @@ class SequenceBiasLogitsProcessor(LogitsProcessor):
         if not table:
             raise GenerationError("sequence_bias is empty: pass one or more sequences, or leave it unset.")
         self.sequence_bias = table
+        self._largest = max(max(sequence) for sequence in table)
         self._groups = _group_by_length(table)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         rows, size = scores.shape
-        # One extra column takes what lies beyond the vocabulary.
-        bias = torch.zeros(rows, size + 1, dtype=scores.dtype, device=scores.device)
+        if self._largest >= size:
+            raise GenerationError(
+                f"{self._option} names the token {self._largest}, but the vocabulary ends at {size - 1}: leave it out."
+            )
+        bias = torch.zeros_like(scores)
         for length, (starts, lasts, values) in self._groups_on(scores.device).items():
             if length - 1 > input_ids.shape[1]:
                 continue
-            values, lasts = values.to(scores.dtype), lasts.clamp(max=size)
+            values = values.to(scores.dtype)
             recent = input_ids[:, input_ids.shape[1] - (length - 1) :]
             same = (recent[:, None, :] == starts[None]).all(dim=-1)  # (rows, sequences)
             added = torch.where(same, values[None], torch.zeros_like(values)[None])
             bias.scatter_add_(1, lasts[None].expand(rows, -1), added)
-        return scores + bias[:, :size]
+        return scores + bias
 
     def _groups_on(self, device: torch.device) -> dict[int, tuple[Tensor, Tensor, Tensor]]:
         if any(ids.device != device for ids, _, _ in self._groups.values()):
@@ -296,6 +303,8 @@ class NoBadWordsLogitsProcessor(SequenceBiasLogitsProcessor):
         bad_words_ids: Words, each a list of one or more token ids.
         eos_token_id: End tokens.
     """
+
+    _option = "bad_words_ids"
 
     def __init__(
         self, bad_words_ids: Sequence[Sequence[int]], eos_token_id: int | Sequence[int] | Tensor | None = None

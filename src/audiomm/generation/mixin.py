@@ -24,7 +24,7 @@ from .fields import FIELDS
 from .logits import LogitsProcessorList
 from .sampling import Generators
 from .stopping import StoppingCriteriaList
-from .tokens import generate_tokens, length_limit
+from .tokens import generate_tokens, length_limit, make_request
 
 logger = logging.getLogger("audiomm.generation")
 
@@ -85,8 +85,10 @@ class GenerationMixin:
             inputs: Decoder-only: (batch, length) int64 prompt, the same as input_ids=. Encoder-decoder: the
                 encoder's main input (for Whisper input_features).
             generation_config: Options; what it leaves unset comes from the model's own generation_config.
-            logits_processor: Further rules, applied after those of the options.
-            stopping_criteria: Further criteria.
+            logits_processor: Further rules, applied after those of the options; one of a class takes the place of the
+                options' rule of that class.
+            stopping_criteria: Further criteria; one of a class takes the place of the options' criterion of that class
+                (a MaxLengthCriteria that of max_length and max_new_tokens).
             prefix_allowed_tokens_fn: Function (batch index, tokens so far) -> allowed token ids.
             synced_gpus: Every process must go on until the last one is done; refused where there is more than one.
             assistant_model: A smaller model of the same vocabulary that drafts tokens; the result stays what it is.
@@ -109,6 +111,8 @@ class GenerationMixin:
                 config, model_inputs = self._resolve(generation_config, kwargs)
                 prompt, mask, model_inputs = self._prepare_prompt(inputs, config, model_inputs)
                 config = _settle_lengths(config, prompt, model_inputs)
+                stopping = StoppingCriteriaList(stopping_criteria or ())
+                _heed_own_limit(config, stopping, prompt.shape[-1])
                 processors = build_processors(
                     config,
                     prompt_length=prompt.shape[-1],
@@ -119,17 +123,20 @@ class GenerationMixin:
                     model_processors=self.logits_processors(config, prompt.shape[-1]),
                     user_processors=logits_processor or (),
                 )
-                output = generate_tokens(
+                request = make_request(
                     self,  # type: ignore[arg-type]
                     prompt,
                     config,
                     model_inputs=model_inputs,
                     prompt_mask=mask,
                     processors=LogitsProcessorList(processors),
-                    stopping=StoppingCriteriaList(stopping_criteria or ()),
+                    stopping=stopping,
                     tokenizer=tokenizer,
                     streamer=streamer,
                     generator=generator,
+                )
+                output = generate_tokens(
+                    request,
                     assistant_model=assistant_model,
                     assistant_inputs=_inputs_for(assistant_model, model_inputs),
                 )
@@ -171,6 +178,9 @@ class GenerationMixin:
                 config.max_length,
             )
         config = config.filled()
+        if "top_k" in kwargs and kwargs["top_k"] is None:
+            # Said in the call, None is "no limit"; the default is for those who say nothing.
+            config.top_k = 0
         config.check_runnable()
         inputs = {name: value for name, value in kwargs.items() if name not in options and value is not None}
         return config, inputs
@@ -266,6 +276,13 @@ def _settle_lengths(config: GenerationConfig, prompt: Tensor, model_inputs: dict
     config.max_length = (config.max_length or 0) - length
     config.min_length = max(0, (config.min_length or 0) - length)
     return config
+
+
+def _heed_own_limit(config: GenerationConfig, stopping: StoppingCriteriaList, prompt_length: int) -> None:
+    """Put a length limit among the caller's criteria in the place of the config's; a search keeps its own."""
+    limit = stopping.max_length
+    if limit is not None and config.num_beams == 1:
+        config.max_new_tokens, config.max_length = max(1, limit - prompt_length), None
 
 
 def _batch_size(inputs: dict[str, Any], main: str) -> int:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..layers.projection import Keeper
+from ..layers.projection import Keeper, has_additions
 from ..layers.regions import Function, bucket, inside, recorded_by
 from .config import GenerationConfig
 from .runners import Mode, Runner, Shelf, device_mode, make_runner, surroundings
@@ -119,17 +119,20 @@ class Recorder:
             return None
         if cache is not None:
             return self._prompts if cache.fixed else None
-        keeper: Keeper[Shelf[Region]] = vars(owner).setdefault("_regions", Keeper())
-        return keeper.get(owner, lambda: Shelf() if _is_known(owner) else None)
+        return shelf_of(owner)
+
+
+def shelf_of(owner: nn.Module) -> Shelf[Region] | None:
+    """Where regions of a module are kept, another one as soon as it has changed; None where they are not to be."""
+    keeper: Keeper[Shelf[Region]] = vars(owner).setdefault("_regions", Keeper())
+    return keeper.get(owner, lambda: Shelf() if _is_known(owner) else None)
 
 
 def _is_known(owner: nn.Module) -> bool:
     """Whether a module does what its weights say and nothing else: no hooks, no parts of others, on one device."""
     for part in owner.modules():
         package = type(part).__module__.split(".")[0]
-        if package not in ("audiomm", "torch") or part.training or "forward" in vars(part):
-            return False
-        if part._forward_hooks or part._forward_pre_hooks:
+        if package not in ("audiomm", "torch") or part.training or has_additions(part):
             return False
     return len({weight.device for weight in owner.parameters()}) == 1
 

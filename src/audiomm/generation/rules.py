@@ -97,6 +97,17 @@ class Rules:
         found = [_at_length(processor, length) for processor in self.processors]
         return all(until == FOREVER and (rule is None or type(rule) in _TENSOR_ONLY) for rule, until in found)
 
+    @property
+    def begin_index(self) -> int:
+        """The column from which on rules look at texts; 0 where none does."""
+        return next((rule.begin_index for rule in self.steps if isinstance(rule, TimestampState)), 0)
+
+    def look(self, texts: Tensor, ends: Tensor, begin: Tensor) -> None:
+        """Get ready for the tokens after texts of lengths of their own; see `TimestampState.look`."""
+        for rule in self.steps:
+            if isinstance(rule, TimestampState):
+                rule.look(texts, ends, begin)
+
     def take(self, other: Rules, rows: Tensor | None = None) -> None:
         """Go on from the state of other rules with the same key; the tensors stay where they are.
 

@@ -58,7 +58,7 @@ class Workplace:
     def __init__(self, mode: Mode, capacity: int, is_shared: bool) -> None:
         self.mode, self.capacity, self.is_shared = mode, capacity, is_shared
         self.cache: Any = None
-        self.units: dict[Hashable, StepUnit] = {}
+        self.units: dict[Hashable, Any] = {}
         self.regions: Shelf[Any] = Shelf(KEPT_PROMPTS)
         self._tensors: dict[str, Tensor] = {}
 
@@ -179,13 +179,7 @@ class StepUnit:
 
     def watched(self, state: DecodeState) -> dict[str, Tensor]:
         """The tensors of a run that must stay where they are, by name."""
-        found = {"tokens": state.tokens, "alive": state.alive, "picked": state.picked}
-        for index, layer in enumerate(state.cache.layers):
-            found |= {f"keys of layer {index}": layer.keys, f"values of layer {index}": layer.values}
-            cross = state.cache.cross(index)
-            if cross is not None:
-                found |= {f"cross keys of layer {index}": cross[0], f"cross values of layer {index}": cross[1]}
-        return found
+        return {"tokens": state.tokens, "alive": state.alive, "picked": state.picked, **cache_tensors(state.cache)}
 
     def run(self, state: DecodeState) -> None:
         """Take a step: one more token for each row."""
@@ -232,6 +226,18 @@ class StepUnit:
         """What `work` leaves."""
         if self._scores is not None:
             self.conclude(self._scores)
+
+
+def cache_tensors(cache: Any, whose: str = "") -> dict[str, Tensor]:
+    """What a fixed cache keeps, by name."""
+    found = {}
+    for index, layer in enumerate(cache.layers):
+        found |= {f"{whose}keys of layer {index}": layer.keys, f"{whose}values of layer {index}": layer.values}
+        cross = cache.cross(index)
+        if cross is not None:
+            names = f"{whose}cross keys of layer {index}", f"{whose}cross values of layer {index}"
+            found |= dict(zip(names, cross, strict=True))
+    return found
 
 
 class Units:

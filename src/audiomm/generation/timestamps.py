@@ -140,6 +140,29 @@ class TimestampState:
         places = torch.arange(earlier.shape[1], device=ids.device)
         self._last = earlier.gather(1, ((earlier >= first) * places).amax(dim=1, keepdim=True)).float()
 
+    @property
+    def begin_index(self) -> int:
+        """The column that generation begins in."""
+        return self._begin_index
+
+    def look(self, texts: Tensor, ends: Tensor, begin: Tensor) -> None:
+        """Read the state from texts of lengths of their own, of which each makes `n` rows of the scores.
+
+        Args:
+            texts: (rows, columns).
+            ends: (rows, n) the columns that they end before.
+            begin: (1,) the column that generation begins in; at least one token has been generated.
+        """
+        first, before = self.timestamp_begin, ends - 2
+        columns = torch.arange(texts.shape[1], device=texts.device)
+        # Where the last timestamp up to each column stands, -1 for nowhere.
+        places = torch.where((texts >= first) & (columns >= begin), columns, -1).cummax(dim=1).values
+        places = places.gather(1, before)
+        last = torch.where(places < 0, first - 1, texts.gather(1, places.clamp(min=0)))
+        self._last = last.view(-1, 1).float()
+        tokens = torch.where(before < begin, first, texts.gather(1, before))
+        self._before = self._held = self._table[tokens.view(-1)]
+
     def take(self, other: TimestampState, rows: Tensor | None = None) -> None:
         """Go on from the state of another, all rows or those whose numbers are given; the tensors stay where they are.
 

@@ -13,9 +13,10 @@ from .beam import beam_search
 from .build import build_stopping, build_warpers
 from .config import GenerationConfig
 from .decode import Decoder, DecodeRequest, Record, start
-from .drafts import AssistantModel, Drafter, PromptLookup, StateDrafter
+from .drafts import AssistantModel, Drafter, PromptLookup, StateDrafter, drafts_from_states, own_request
 from .logits import LogitsProcessorList
 from .patience import patient_beam_search
+from .rounds import fits, round_places, run_rounds
 from .sample import sample
 from .sampling import Generators
 from .speculative import speculate
@@ -24,45 +25,20 @@ from .stopping import StoppingCriteriaList
 
 @torch.no_grad()
 def generate_tokens(
-    model: Decoder,
-    prompt: Tensor,
-    config: GenerationConfig,
+    request: DecodeRequest,
     *,
-    model_inputs: dict[str, Any] | None = None,
-    prompt_mask: Tensor | None = None,
-    processors: LogitsProcessorList | None = None,
-    stopping: StoppingCriteriaList | None = None,
-    tokenizer: Any = None,
-    streamer: Any = None,
     stream_goes_on: bool = False,
-    generator: Generators = None,
-    logprobs: bool = False,
     assistant_model: Decoder | None = None,
     assistant_inputs: dict[str, Any] | None = None,
 ) -> GenerateOutput:
-    """Continue prompts token by token: greedy, sampling or beam search, as the config says.
+    """Continue prompts token by token: greedy, sampling or beam search, as the request's config says.
 
     A search with `patience` follows the rules of OpenAI's Whisper (see `patience.py`), one without those of
     transformers.
 
-    End tokens, max_time and stop_strings of the config are heeded, and when sampling its warpers are applied after
-    `processors`; of the other rules only those in `processors` are (see `build.build_processors`).
-
     Args:
-        model: The decoder; see `decode.Decoder`.
-        prompt: (batch, length) int64 token ids, left-padded where they differ in length.
-        config: Options; defaults are filled in here.
-        model_inputs: Passed on to `model.prefill` (audio features, encoder outputs, ...).
-        prompt_mask: (batch, length), 0 at padding.
-        processors: Rules applied to the scores of every step.
-        stopping: Criteria besides those of the config.
-        tokenizer: Needed for stop_strings.
-        streamer: Takes the prompt and then the tokens as they come.
+        request: Made by `make_request`.
         stream_goes_on: This call is a part of a longer stream: the caller puts the prompt and calls `end()` itself.
-        generator: Source of random numbers; a list gives every row its own.
-        logprobs: Fill `logprobs` of the output: the sum of the log-probabilities of the chosen tokens, the end token
-            included, after `processors` and before the warpers (so at temperature 1). The config's
-            `output_logprobs` asks for the same.
         assistant_model: A smaller model of the same vocabulary that drafts tokens; the result stays what it is.
         assistant_inputs: Passed on to its prefill.
 
@@ -72,26 +48,12 @@ def generate_tokens(
     Raises:
         GenerationError: The options do not fit together or leave no token to choose.
         NumericalError: The model gave NaN.
-        ShapeError: Prompt and mask do not fit.
     """
-    request = make_request(
-        model,
-        prompt,
-        config,
-        model_inputs=model_inputs,
-        prompt_mask=prompt_mask,
-        processors=processors,
-        stopping=stopping,
-        tokenizer=tokenizer,
-        streamer=streamer,
-        generator=generator,
-        logprobs=logprobs,
-    )
-    config = request.config
+    config, streamer = request.config, request.streamer
     drafts = assistant_model is not None or config.prompt_lookup_num_tokens is not None
     if config.num_beams == 1:
         if streamer is not None and not stream_goes_on:
-            streamer.put(prompt.repeat_interleave(config.num_return_sequences or 1, dim=0).cpu())
+            streamer.put(request.prompt.repeat_interleave(config.num_return_sequences or 1, dim=0).cpu())
         output = _speculate(request, assistant_model, assistant_inputs or {}) if drafts else sample(request)
         if streamer is not None and not stream_goes_on:
             streamer.end()
@@ -119,7 +81,30 @@ def make_request(
     generator: Generators = None,
     logprobs: bool = False,
 ) -> DecodeRequest:
-    """What the loops are given, checked; see `generate_tokens` for the arguments."""
+    """What the loops are given, checked.
+
+    End tokens, max_time and stop_strings of the config are heeded, and when sampling its warpers are applied after
+    `processors`; of the other rules only those in `processors` are (see `build.build_processors`).
+
+    Args:
+        model: The decoder; see `decode.Decoder`.
+        prompt: (batch, length) int64 token ids, left-padded where they differ in length.
+        config: Options; defaults are filled in here.
+        model_inputs: Passed on to `model.prefill` (audio features, encoder outputs, ...).
+        prompt_mask: (batch, length), 0 at padding.
+        processors: Rules applied to the scores of every step.
+        stopping: Criteria besides those of the config.
+        tokenizer: Needed for stop_strings.
+        streamer: Takes the prompt and then the tokens as they come.
+        generator: Source of random numbers; a list gives every row its own.
+        logprobs: Fill `logprobs` of the output: the sum of the log-probabilities of the chosen tokens, the end token
+            included, after `processors` and before the warpers (so at temperature 1). The config's
+            `output_logprobs` asks for the same.
+
+    Raises:
+        GenerationError: The options do not fit together.
+        ShapeError: Prompt and mask do not fit.
+    """
     config = config.filled()
     config.check_runnable()
     prompt_mask = _check_prompt(prompt, prompt_mask, (model_inputs or {}).get("inputs_embeds"))
@@ -144,16 +129,20 @@ def make_request(
 
 def _speculate(request: DecodeRequest, assistant: Decoder | None, inputs: dict[str, Any]) -> GenerateOutput:
     config, copies = request.config, request.config.num_return_sequences or 1
+    own = None if assistant is None else own_request(request, assistant, inputs)
     drafter: Drafter
     record = Record(config)
-    state, logits = start(request, copies, record)
-    if assistant is None:
-        drafter = PromptLookup(config.prompt_lookup_num_tokens or 1, config.max_matching_ngram_size or 2)
-    elif getattr(assistant, "drafts_from_states", False):
-        drafter = StateDrafter(assistant, request, state)
-    else:
-        drafter = AssistantModel(assistant, inputs, request, copies)
-    return speculate(request, drafter, state, logits, record)
+    with round_places(request, own) as (place, own_place):
+        state, logits = start(request, copies, record, place)
+        if own is None:
+            drafter = PromptLookup(config.prompt_lookup_num_tokens or 1, config.max_matching_ngram_size or 2)
+        elif drafts_from_states(own):
+            drafter = StateDrafter(own.model, request, state)
+        else:
+            drafter = AssistantModel(own, request, copies, own_place)
+        if place is None or not fits(request, state):
+            return speculate(request, drafter, state, logits, record)
+        return run_rounds(request, drafter, state, logits, place)
 
 
 def length_limit(config: GenerationConfig, prompt_length: int) -> int:

@@ -8,61 +8,15 @@ appends, `FixedKV` writes into buffers whose addresses never change, so that a d
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from ..base.errors import GenerationError
 from . import rounded, storage
-from .storage import SPARE, FixedKV, FixedTrack, GrowingKV, GrowingTrack, LayerSpec
+from .storage import SPARE, FixedKV, FixedTrack, GrowingKV, GrowingTrack, LayerSpec, PassThrough, Slots
 
 __all__ = ["SPARE", "Cache", "LayerSpec", "PassThrough", "Slots"]
-
-
-class PassThrough:
-    """The cache of a call that keeps nothing: training, and forward passes with use_cache=False."""
-
-    length = 0
-    fixed = False
-
-    def reserve(self, count: int, positions: Tensor | None, rows: int, device: torch.device) -> Slots:
-        return Slots(0, positions, positions, device)
-
-    def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        return keys, values
-
-    def cross(self, layer: int) -> tuple[Tensor, Tensor] | None:
-        return None
-
-    def set_cross(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        return keys, values
-
-
-@dataclass(frozen=True)
-class Slots:
-    """What a forward pass learns when it reserves slots for its tokens.
-
-    Attributes:
-        past: Tokens before the new ones; meaningful only where positions are None.
-        queries: (rows, new) positions of the new tokens, -1 for padding; None when they are past, past + 1, ...
-        keys: (rows, slots) position of every slot, -1 for an empty one; None when they are 0, 1, 2, ...
-        device: Where the tokens are.
-        windows: `past` and `keys` of layers with a window that keep fewer tokens than the others.
-    """
-
-    past: int
-    queries: Tensor | None
-    keys: Tensor | None
-    device: torch.device | None = None
-    windows: Mapping[int, tuple[int, Tensor | None]] = field(default_factory=dict)
-
-    def of(self, window: int | None) -> tuple[int, Tensor | None]:
-        """`past` and `keys` as layers with this window have them."""
-        own = None if window is None else self.windows.get(window)
-        return (self.past, self.keys) if own is None else own
 
 
 class Cache:
@@ -101,6 +55,8 @@ class Cache:
         device, dtype = torch.device(device), torch.float32 if for_products else dtype
         #: Slots in use, counted on the host; and empty ones between the tokens of a row, at most: see `take_back`.
         self.length, self._gaps = 0, 0
+        #: Whether each row of fixed buffers has slots of its own: see `part`.
+        self.is_apart = False
         self._windows: set[int] = {spec.window for spec in specs if spec.window is not None}
         kinds: list[int | None] = [None, *sorted(self._windows)]
         self._growing = {} if fixed else {window: GrowingTrack(window) for window in kinds}
@@ -118,9 +74,9 @@ class Cache:
         self.for_products = for_products
         self._positions: Tensor | None = None
         if fixed:
-            #: (1,) number of the newest token.
-            self._newest = torch.full((1,), -1, device=device)
-            self._padding = torch.zeros((rows, 1), dtype=torch.long, device=device)
+            #: (1,) number of the newest token; (rows, 1) while rows are apart.
+            self._newest = self._common = torch.full((1,), -1, device=device)
+            self._own, self._padding = (torch.zeros((rows, 1), dtype=torch.long, device=device) for _ in range(2))
 
     @property
     def positions(self) -> Tensor | None:
@@ -168,27 +124,32 @@ class Cache:
     def _reserve_fixed(self, count: int, positions: Tensor | None, rows: int, past: int) -> Slots:
         if positions is None and count == 1:
             # A decode step: one number moves on, and everything follows from it.
-            newest = self._newest.add_(1)
-            positions = newest - self._padding
-            keys = {window: track.reserve_one(newest, positions) for window, track in self._fixed.items()}
+            numbers = self._within(self._newest.add_(1))
+            positions = numbers - self._padding
+            keys = {window: track.reserve_one(numbers, positions) for window, track in self._fixed.items()}
         else:
-            first = self._newest + 1
+            numbers = self._within(self._newest + torch.arange(1, count + 1, device=self._newest.device))
             if positions is None:
-                numbers = torch.arange(count, device=first.device)
-                positions = (first + numbers - self._padding).expand(rows, count)
+                positions = (numbers - self._padding).expand(rows, count)
             else:
                 self._padding += (positions < 0).sum(dim=1, keepdim=True)
-            keys = {window: track.reserve(first, positions, past) for window, track in self._fixed.items()}
+            keys = {window: track.reserve(numbers, positions, past) for window, track in self._fixed.items()}
             self._newest += count
         windows = {window: (0, keys[window]) for window in self._windows}
         return Slots(0, positions, keys[None], positions.device, windows)
 
+    def _within(self, numbers: Tensor) -> Tensor:
+        """Numbers of slots; rows that are apart may read more than has room, all of it in the last slot."""
+        return numbers.clamp(max=self.capacity - 1) if self.is_apart else numbers
+
     def note(self, count: int) -> None:
-        """Count `count` new tokens on the host.
+        """Count `count` new tokens on the host, but for rows that are apart.
 
         Raises:
             GenerationError: The fixed buffers are full.
         """
+        if self.is_apart:
+            return
         if self.fixed and self.length + count > self.capacity:
             raise GenerationError(
                 f"the static cache holds {self.capacity} tokens and {self.length + count} are needed: raise "
@@ -264,10 +225,11 @@ class Cache:
             to them.
         """
         old = self._cross[layer]
-        # Read at every step: a head's keys side by side in memory, not between those of other heads.
-        pair = tuple(rounded.room(like, rows, self.cross_dtype or like.dtype) for _ in range(2))
-        if not self.fixed or old is None or (old[0].shape, old[0].dtype) != (pair[0].shape, pair[0].dtype):
-            old = pair[0], pair[1]
+        dtype = self.cross_dtype or like.dtype
+        fits = old is not None and old[0].shape == rounded.room_shape(like, rows, dtype) and old[0].dtype == dtype
+        if old is None or not (self.fixed and fits):
+            # Read at every step: a head's keys side by side in memory, not between those of other heads.
+            old = rounded.room(like, rows, dtype), rounded.room(like, rows, dtype)
         self._cross[layer] = old
         self._cross_ready = layer == len(self.specs) - 1
         return old
@@ -406,6 +368,19 @@ class Cache:
             self._positions = self._positions[:, :length]
         self.length = min(self.length, length)
 
+    def part(self) -> None:
+        """From here on each row of a fixed cache takes the slot behind its own newest token.
+
+        All that passes and `take_back` do is tensors at fixed addresses then, and the host counts nothing; a pass is of
+        `SPARE` tokens at most. What finds no room is written to the last slot, which no row may need.
+        """
+        self._newest, self.is_apart = self._own.copy_(self._newest.expand_as(self._own)), True
+
+    def join(self) -> None:
+        """Bring the newest tokens of rows that are apart back into one slot."""
+        self._newest, self.length, self.is_apart = self._common, self.capacity, False
+        self._close_gaps()
+
     def take_back(self, counts: Tensor, room: int = 0) -> None:
         """Forget the newest tokens of each row, more of one row than of another.
 
@@ -419,6 +394,11 @@ class Cache:
         Raises:
             GenerationError: Layers with a window have dropped tokens that would be seen again.
         """
+        if self.is_apart:
+            self._newest -= counts[:, None]
+            for track in self._fixed.values():
+                track.crop(self._newest + 1, self._padding)
+            return
         positions = self._known_positions()
         padding = self.length - 1 - positions.amax(dim=1, keepdim=True)
         held = self.length - padding
@@ -447,8 +427,8 @@ class Cache:
         self.length -= surplus
         sources = {window: track.close(padding, self.length) for window, track in self._fixed.items()}
         if self.fixed:
-            self._newest -= surplus
-            self._padding -= surplus
+            self._newest.fill_(self.length - 1)
+            self._padding.copy_(padding)
         for window, growing in self._growing.items():
             sources[window], moved = growing.close(positions, padding, surplus, self.length)
             if window is None:
@@ -466,7 +446,7 @@ class Cache:
         for fixed in self._fixed.values():
             fixed.clear()
         if self.fixed:
-            self._newest.fill_(-1)
+            self._newest, self.is_apart = self._common.fill_(-1), False
             self._padding.zero_()
         self._positions = None
         self._cross_ready = False

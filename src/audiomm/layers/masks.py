@@ -8,8 +8,8 @@ there is, else a boolean tensor that is True where something may be seen.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -98,6 +98,30 @@ def layer_masks(
         kept: Which of the queries the masks are for, as an index of columns; None is all.
     """
     return {window: _layer_mask(query_count, slots, window, blocks, kept) for window in set(windows)}
+
+
+def ready_masks(
+    given: Any, kinds: Mapping[int | None, str], kept: slice | Tensor | None = None
+) -> dict[int | None, Tensor]:
+    """The masks that the caller of a decoder made: (rows, 1, queries, keys) bool for kinds of layers, by window.
+
+    Args:
+        given: `attention_mask` as passed: (rows, 1, queries, keys), True or 0.0 where a key is seen; a dict of such by
+            kind of layer, where None stands for the kind's own rule; a padding mask, or nothing, is no such mask.
+        kinds: What each window's kind of layer is called.
+        kept: Which of the queries the masks are for, as an index of columns; None is all.
+    """
+    if isinstance(given, Tensor) and given.dim() == 4:
+        given = dict.fromkeys(kinds.values(), given)
+    if not isinstance(given, dict):
+        return {}
+    found = {}
+    for window, kind in kinds.items():
+        mask = given.get(kind)
+        if mask is not None:
+            mask = mask if kept is None else mask[:, :, kept]
+            found[window] = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    return found
 
 
 def _layer_mask(

@@ -65,12 +65,17 @@ def projection(*linears: nn.Module, many_rows: bool = False) -> Projection | Non
 
 def is_plain(linear: nn.Module) -> bool:
     """Whether a module is nn.Linear or Int8Linear and nothing more: no adapter, hook or replaced forward."""
-    if type(linear) not in (nn.Linear, Int8Linear) or "forward" in vars(linear):
-        return False
-    if linear._forward_hooks or linear._forward_pre_hooks or linear._backward_hooks:
+    if type(linear) not in (nn.Linear, Int8Linear) or has_additions(linear):
         return False
     tensors = [linear.weight, *([] if linear.bias is None else [linear.bias])]
     return all(type(tensor.data) is Tensor and not tensor.is_meta for tensor in tensors)
+
+
+def has_additions(module: nn.Module) -> bool:
+    """Whether calling a module does more than its class says: hooks, or another `forward`."""
+    return "forward" in vars(module) or bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+    )
 
 
 def _turned(weight: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from .cache import Cache
 from .norm import Roomy
-from .projection import Keeper, Projection, projection
+from .projection import Keeper, Projection, has_additions, projection
 from .quantized import Int8Linear
 
 #: A quick step: ids (rows, 1) and a cache to logits (rows, vocabulary) float32.
@@ -70,6 +70,18 @@ def straight() -> AbstractContextManager[object]:
     return nullcontext() if torch.compiler.is_compiling() else torch._C._AutoDispatchBelowAutograd()
 
 
+def require_projection(*linears: nn.Module, many_rows: bool = False) -> Projection:
+    """`projection`.
+
+    Raises:
+        NoQuickStep: The linear maps cannot be used so.
+    """
+    joined = projection(*linears, many_rows=many_rows)
+    if joined is None:
+        raise NoQuickStep
+    return joined
+
+
 def product(*linears: nn.Module) -> Projection:
     """One product for linears that read the same rows (rows, width); their outputs side by side.
 
@@ -108,9 +120,7 @@ def _product(*linears: nn.Module) -> tuple[Projection, Tensor | None]:
 
     What `linear` asks itself before it multiplies takes longer than the product of a small step.
     """
-    joined = projection(*linears)
-    if joined is None:
-        raise NoQuickStep
+    joined = require_projection(*linears)
     if isinstance(joined, partial) and joined.func is functional.linear and joined.keywords["bias"] is None:
         return joined, joined.keywords["weight"].t()
     return joined, None
@@ -131,7 +141,7 @@ def require_parts(model: nn.Module, *kinds: type[nn.Module], apart: tuple[type[n
     places = set()
     for part in model.modules():
         known = type(part) in kinds or type(part) in (nn.Linear, nn.ModuleList, Int8Linear)
-        if not known or part.training or part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part):
+        if not known or part.training or has_additions(part):
             raise NoQuickStep
         for weight in part.parameters(recurse=False):
             if type(weight.data) is not Tensor:

@@ -24,17 +24,20 @@ _SCALE_BYTES = 4
 _TINY = 1e-30
 
 
-def room_shape(like: Tensor, rows: int) -> tuple[int, int, int, int]:
-    """Shape (rows, heads, more than positions, head_dim) of a tensor for values of some rows.
+def room_shape(like: Tensor, rows: int, dtype: torch.dtype) -> tuple[int, int, int, int]:
+    """Shape (rows, heads, positions, head_dim) of a tensor for values of some rows; more positions for 8 bits.
 
     Args:
         like: Values of one row, (positions, heads, head_dim).
         rows: Recordings.
+        dtype: Of the tensor.
 
     Raises:
         GenerationError: Heads are of a width that scales cannot follow.
     """
     positions, heads, width = like.shape
+    if not is_rounded(dtype):
+        return rows, heads, positions, width
     if width % _SCALE_BYTES:
         raise GenerationError(
             f"keys and values of heads {width} wide cannot be kept in 8 bits, as {width} is not a multiple of "
@@ -44,10 +47,8 @@ def room_shape(like: Tensor, rows: int) -> tuple[int, int, int, int]:
 
 
 def room(like: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
-    """A tensor for values of some rows, of `room_shape` where they are kept in 8 bits; not filled."""
-    positions, heads, width = like.shape
-    shape = room_shape(like, rows) if dtype in _LARGEST else (rows, heads, positions, width)
-    return like.new_empty(shape, dtype=dtype)
+    """A tensor of `room_shape`, not filled."""
+    return like.new_empty(room_shape(like, rows, dtype), dtype=dtype)
 
 
 def is_rounded(dtype: torch.dtype | None) -> bool:

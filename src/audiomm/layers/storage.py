@@ -5,7 +5,8 @@ A track knows which tokens the storage of all layers with one window holds; `cac
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -33,6 +34,49 @@ class LayerSpec:
     head_dim: int
     window: int | None = None
     cross_length: int | None = None
+
+
+class PassThrough:
+    """The cache of a call that keeps nothing: training, and forward passes with use_cache=False."""
+
+    length = 0
+    fixed = False
+
+    def reserve(self, count: int, positions: Tensor | None, rows: int, device: torch.device) -> Slots:
+        return Slots(0, positions, positions, device)
+
+    def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        return keys, values
+
+    def cross(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        return None
+
+    def set_cross(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        return keys, values
+
+
+@dataclass(frozen=True)
+class Slots:
+    """What a forward pass learns when it reserves slots for its tokens.
+
+    Attributes:
+        past: Tokens before the new ones; meaningful only where positions are None.
+        queries: (rows, new) positions of the new tokens, -1 for padding; None when they are past, past + 1, ...
+        keys: (rows, slots) position of every slot, -1 for an empty one; None when they are 0, 1, 2, ...
+        device: Where the tokens are.
+        windows: `past` and `keys` of layers with a window that keep fewer tokens than the others.
+    """
+
+    past: int
+    queries: Tensor | None
+    keys: Tensor | None
+    device: torch.device | None = None
+    windows: Mapping[int, tuple[int, Tensor | None]] = field(default_factory=dict)
+
+    def of(self, window: int | None) -> tuple[int, Tensor | None]:
+        """`past` and `keys` as layers with this window have them."""
+        own = None if window is None else self.windows.get(window)
+        return (self.past, self.keys) if own is None else own
 
 
 class GrowingTrack:
@@ -182,14 +226,13 @@ class FixedTrack:
         self.slots: Tensor | None = None
         #: What the pass under way reads: the buffers, its own tokens, or both one after the other.
         self.reads_buffers, self.reads_own = True, False
-        self._numbers = torch.arange(self.size, device=device)
         self._longest = 0
 
-    def reserve(self, first: Tensor, positions: Tensor, past: int) -> Tensor:
+    def reserve(self, numbers: Tensor, positions: Tensor, past: int) -> Tensor:
         """Choose slots for new tokens at `positions` (rows, new); positions of all keys of this pass.
 
         Args:
-            first: (1,) number of the first of them.
+            numbers: (new,) their numbers; (rows, new) where rows are apart.
             positions: -1 for padding.
             past: Tokens before them, as far as the host knows.
         """
@@ -201,16 +244,16 @@ class FixedTrack:
         if self.reads_own:
             seen = torch.cat((seen, positions), dim=1) if self.reads_buffers else positions
         written = min(count, self.size)
-        slots = first + (count - written) + self._numbers[:written]
+        slots = numbers[..., count - written :]
         self.slots = slots % self.size if self.is_ring else slots
-        self.positions.index_copy_(1, self.slots, positions[:, count - written :])
+        _put(self.positions, self.slots, positions[:, count - written :], row=0, slot=1)
         return seen
 
     def reserve_one(self, newest: Tensor, positions: Tensor) -> Tensor:
-        """`reserve` of a decode step: one token a row, number `newest` (1,), which is not changed until the next."""
+        """`reserve` of a decode step: one token a row, number `newest` (1,) or (rows, 1), the same until the next."""
         self.reads_buffers, self.reads_own = True, False
         self.slots = newest % self.size if self.is_ring else newest
-        return self.positions.index_copy_(1, self.slots, positions)
+        return _put(self.positions, self.slots, positions, row=0, slot=1)
 
     def note(self, length: int) -> None:
         """The cache holds `length` tokens now."""
@@ -270,7 +313,7 @@ class FixedKV:
     def append(self, pairs: Tensor) -> tuple[Tensor, Tensor]:
         """`update` for the pairs (2, rows, heads, 1, head_dim) of a decode step, in one write."""
         assert self.track.slots is not None, "a pass reserves its slots first"
-        self._pairs.index_copy_(3, self.track.slots, pairs.to(self._pairs.dtype))
+        _put(self._pairs, self.track.slots, pairs.to(self._pairs.dtype), row=1, slot=3)
         keys, values = self._pairs.unbind(0)
         return keys, values
 
@@ -283,9 +326,9 @@ class FixedKV:
             read = torch.cat((self.keys, keys), dim=2), torch.cat((self.values, values), dim=2)
         elif track.reads_own:
             read = keys, values
-        first = keys.shape[2] - len(track.slots)
-        self.keys.index_copy_(2, track.slots, keys[:, :, first:].to(self.keys.dtype))
-        self.values.index_copy_(2, track.slots, values[:, :, first:].to(self.keys.dtype))
+        first = keys.shape[2] - track.slots.shape[-1]
+        for held, new in ((self.keys, keys), (self.values, values)):
+            _put(held, track.slots, new[:, :, first:].to(held.dtype), row=0, slot=2)
         return read
 
     def crop(self, length: int) -> None:
@@ -306,6 +349,19 @@ class FixedKV:
 
     def clear(self) -> None:
         self._pairs.zero_()
+
+
+def _put(held: Tensor, slots: Tensor, values: Tensor, row: int, slot: int) -> Tensor:
+    """Write values to slots (n,) of a tensor, or to slots (rows, n) of each row's own; the tensor.
+
+    Args:
+        row, slot: Which dimensions of both are rows and slots.
+    """
+    if slots.dim() == 1:
+        return held.index_copy_(slot, slots, values)
+    shape = [1] * held.dim()
+    shape[row], shape[slot] = slots.shape
+    return held.scatter_(slot, slots.view(shape).expand_as(values), values)
 
 
 def _closed(positions: Tensor, places: Tensor, size: int) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn import functional
 
 from audiomm import InputError, PlaceholderError, ShapeError
 from audiomm.models.gemma4 import Gemma4ForCausalLM, Gemma4Model, Gemma4UnifiedConfig
@@ -215,12 +216,14 @@ def test_a_whole_model_loads_without_its_head_and_its_text_alone(tiny, tmp_path)
     assert torch.equal(Gemma4ForCausalLM.from_pretrained(tmp_path)(ids).logits, model(ids).logits)
 
 
-def test_padding_and_marks_are_not_learned(case):
+def test_only_labels_decide_what_is_learned_and_all_parts_are_reached(case):
     model, inputs = case
     labels = inputs["input_ids"].clone()
-    loss = model(**inputs, labels=labels).loss
     kept = labels.masked_fill(inputs["attention_mask"] == 0, -100)
-    assert torch.equal(model(**inputs, labels=kept).loss, loss)
+    for wanted in (labels, kept):  # padding is learned unless its labels are -100, as in transformers
+        output = model(**inputs, labels=wanted)
+        scores, targets = output.logits[:, :-1].flatten(0, 1), wanted[:, 1:].flatten()
+        assert torch.allclose(output.loss, functional.cross_entropy(scores, targets, ignore_index=-100), atol=1e-5)
     model.zero_grad()
     short = kept.clone()
     short[:, :-5] = -100

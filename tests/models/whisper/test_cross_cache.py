@@ -62,7 +62,7 @@ def test_heads_that_scales_cannot_follow_are_refused():
     with pytest.raises(
         GenerationError, match="heads 6 wide cannot be kept in 8 bits.*multiple of 4.*cross_cache_dtype"
     ):
-        rounded.room_shape(torch.zeros(5, 2, 6), 1)
+        rounded.room_shape(torch.zeros(5, 2, 6), 1, torch.int8)
 
 
 @pytest.mark.parametrize("kind", KINDS)

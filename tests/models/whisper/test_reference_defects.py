@@ -34,9 +34,10 @@ def passes(monkeypatch):
     seen = []
     inner = generation_tokens.generate_tokens
 
-    def spy(model, prompt, config, **rest):
-        seen.append((len(prompt), config.num_beams, config.do_sample, config.top_k, config.max_length))
-        return inner(model, prompt, config, **rest)
+    def spy(request, **rest):
+        config = request.config
+        seen.append((len(request.prompt), config.num_beams, config.do_sample, config.top_k, config.max_length))
+        return inner(request, **rest)
 
     monkeypatch.setattr(decoding, "generate_tokens", spy)
     return seen

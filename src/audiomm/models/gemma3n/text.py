@@ -19,7 +19,7 @@ from ...base.modeling import PreTrainedModel
 from ...base.outputs import DecoderOutput
 from ...layers.cache import Cache, LayerSpec, PassThrough, Slots
 from ...layers.embedding import ScaledEmbedding
-from ...layers.masks import Mask, layer_masks
+from ...layers.masks import Mask, layer_masks, ready_masks
 from ...layers.norm import RMSNorm
 from ...layers.per_layer import PLACEMENTS, PerLayerInputs, PerLayerTable
 from ...layers.quantized import Int8Linear
@@ -308,11 +308,8 @@ class Gemma3nTextModel(PerLayerInputs, Gemma3nPreTrainedModel):
         self, attention_mask: Any, count: int, slots: Slots, kept: slice | Tensor | None = None
     ) -> dict[int | None, Mask]:
         """The mask of each kind of layer, by its window; of the queries in some columns, or of all."""
-        if isinstance(attention_mask, Tensor) and attention_mask.dim() == 4:
-            attention_mask = dict.fromkeys(self._kinds.values(), attention_mask)
-        if not isinstance(attention_mask, dict):
-            return layer_masks(count, slots, self._kinds, kept=kept)
-        return {window: _as_bool(attention_mask[kind], kept) for window, kind in self._kinds.items()}
+        ready: dict[int | None, Mask] = {**ready_masks(attention_mask, self._kinds, kept)}
+        return ready | layer_masks(count, slots, self._kinds.keys() - ready.keys(), kept=kept)
 
     def _tables(
         self, position_ids: Tensor | None, slots: Slots, count: int, embeds: Tensor
@@ -395,11 +392,3 @@ def _positions(mask: Any, count: int) -> Tensor | None:
         return None  # nothing is padded, so the fast kernels will do
     positions = (real.long().cumsum(dim=1) - 1).masked_fill(~real, -1)
     return positions[:, -count:]
-
-
-def _as_bool(mask: Tensor | None, kept: slice | Tensor | None) -> Mask:
-    """Rows `kept` of a ready mask as booleans, True where a token is seen; what is added to scores becomes so."""
-    if mask is None:
-        return None
-    mask = mask if kept is None else mask[:, :, kept]
-    return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2

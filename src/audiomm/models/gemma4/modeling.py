@@ -275,7 +275,7 @@ class Gemma4Model(Gemma4PreTrainedModel):
         pixel_values: Tensor | None = None,
         pixel_values_videos: Tensor | None = None,
         input_features: Tensor | None = None,
-        attention_mask: Tensor | None = None,
+        attention_mask: Any = None,
         input_features_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
@@ -439,7 +439,7 @@ class Gemma4ForConditionalGeneration(Gemma4WithTokenHead):
         pixel_values: Tensor | None = None,
         pixel_values_videos: Tensor | None = None,
         input_features: Tensor | None = None,
-        attention_mask: Tensor | None = None,
+        attention_mask: Any = None,
         input_features_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         image_position_ids: Tensor | None = None,
@@ -464,13 +464,11 @@ class Gemma4ForConditionalGeneration(Gemma4WithTokenHead):
         """Scores of the next tokens, and the loss against `labels`.
 
         Args:
-            labels: (rows, tokens) with -100 where no loss is wanted; padding counts as such too.
+            labels: (rows, tokens) with -100 where no loss is wanted, padding included.
             logits_to_keep, num_items_in_batch, loss_positions_only: As in `Gemma4ForCausalLM.forward`.
 
         The other arguments are those of `Gemma4Model.forward`.
         """
-        if labels is not None and attention_mask is not None and attention_mask.shape == labels.shape:
-            labels = labels.masked_fill(attention_mask.to(labels.device) == 0, -100)
         kept = kept_columns(logits_to_keep, labels, loss_positions_only)
         decoded = self.model(
             input_ids,

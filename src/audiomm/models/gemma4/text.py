@@ -21,13 +21,13 @@ from ...base.hub import Source
 from ...base.modeling import PreTrainedModel
 from ...base.outputs import ModelOutput
 from ...layers.attention import attend, attend_eager
-from ...layers.cache import Cache, LayerSpec, PassThrough
+from ...layers.cache import Cache, LayerSpec, PassThrough, Slots
 from ...layers.conformer import bounded
 from ...layers.embedding import ScaledEmbedding
 from ...layers.experts import Experts, Router
 from ...layers.gated_mlp import GatedMLP
 from ...layers.int8_experts import Int8Experts
-from ...layers.masks import Mask, layer_masks
+from ...layers.masks import Mask, layer_masks, ready_masks
 from ...layers.norm import RMSNorm
 from ...layers.per_layer import PLACEMENTS, PerLayerInputs, PerLayerTable, find_token_ids
 from ...layers.quantized import Int8Linear
@@ -318,7 +318,7 @@ class Gemma4TextModel(PerLayerInputs, Gemma4PreTrainedModel):
     def forward(
         self,
         input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
+        attention_mask: Any = None,
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
@@ -336,7 +336,8 @@ class Gemma4TextModel(PerLayerInputs, Gemma4PreTrainedModel):
 
         Args:
             input_ids: (rows, new) token ids; or inputs_embeds (rows, new, width), scaled already.
-            attention_mask: (rows, past + new), 0 for padding; None when there is none.
+            attention_mask: (rows, past + new), 0 for padding; or (rows, 1, new, past + new), True or 0.0 where a token
+                is seen; or a dict of such, by kind of layer; None when there is no padding.
             position_ids: (rows, new); follow from mask and cache when None.
             past_key_values: The cache of an earlier call.
             per_layer_inputs: (rows, new, layers, width), from `get_per_layer_inputs`, with inputs_embeds; without it
@@ -356,8 +357,7 @@ class Gemma4TextModel(PerLayerInputs, Gemma4PreTrainedModel):
         cache = self._cache(past_key_values, config.use_cache if use_cache is None else use_cache)
         rows, count = hidden.shape[:2]
         slots = cache.reserve(count, new_positions(attention_mask, count), rows, hidden.device)
-        windows = {config.window_of(index) for index in range(config.num_hidden_layers)}
-        masks = layer_masks(count, slots, windows, blocks=blocks)
+        masks = self._masks(attention_mask, count, slots, blocks)
         if position_ids is None:
             position_ids = slots.queries
         if position_ids is None:
@@ -373,7 +373,7 @@ class Gemma4TextModel(PerLayerInputs, Gemma4PreTrainedModel):
                 if isinstance(kept, slice) and kept == CACHE_ONLY:
                     break
                 # From here on no layer writes keys, so only what is wanted in the end needs to pass.
-                masks = layer_masks(count, slots, windows, blocks=blocks, kept=kept)
+                masks = self._masks(attention_mask, count, slots, blocks, kept)
                 tables = {kind: (cos[:, :, kept], sin[:, :, kept]) for kind, (cos, sin) in tables.items()}
                 hidden, per_layer, kept = hidden[:, kept], None if per_layer is None else per_layer[:, kept], None
             states.append(hidden)
@@ -396,10 +396,8 @@ class Gemma4TextModel(PerLayerInputs, Gemma4PreTrainedModel):
             weights += [] if weight is None else [weight]
             routed += [] if route is None else [route]
         hidden = self.norm(hidden)
-        if kept is not None:
-            hidden = hidden[:, kept]
         output = Gemma4TextOutput(
-            last_hidden_state=hidden,
+            last_hidden_state=hidden if kept is None else hidden[:, kept],
             past_key_values=cache if isinstance(cache, Cache) else None,
             hidden_states=(*states, hidden) if states_wanted else None,
             attentions=tuple(weights) if weights_wanted else None,
@@ -424,6 +422,20 @@ class Gemma4TextModel(PerLayerInputs, Gemma4PreTrainedModel):
             per_layer = self.get_per_layer_inputs(find_token_ids(embeddings, self.embed_tokens))
         return embeddings, self.project_per_layer_inputs(embeddings, per_layer) if has_table else None
 
+    def _masks(
+        self,
+        attention_mask: Any,
+        count: int,
+        slots: Slots,
+        blocks: Tensor | None,
+        kept: slice | Tensor | None = None,
+    ) -> dict[int | None, Mask]:
+        """The mask of each kind of layer, by its window; of the queries in some columns, or of all."""
+        config = self.config
+        kinds = {config.window_of(index): config.kind_of(index) for index in range(config.num_hidden_layers)}
+        ready: dict[int | None, Mask] = {**ready_masks(attention_mask, kinds, kept)}
+        return ready | layer_masks(count, slots, kinds.keys() - ready.keys(), blocks=blocks, kept=kept)
+
     def _cache(self, past: Cache | None, use_cache: bool) -> Cache | PassThrough:
         if past is not None:
             return past
@@ -444,18 +456,18 @@ class Gemma4TextModel(PerLayerInputs, Gemma4PreTrainedModel):
         return self._frequencies
 
 
-def new_positions(mask: Tensor | None, count: int) -> Tensor | None:
+def new_positions(mask: Any, count: int) -> Tensor | None:
     """(rows, count) positions of the newest tokens of a padding mask (rows, total), -1 where it is 0.
 
     Raises:
-        ShapeError: The mask has another number of dimensions, or covers fewer tokens than are new.
+        ShapeError: The mask has another number of dimensions than two or four, or covers fewer tokens than are new.
     """
-    if mask is None:
+    if mask is None or isinstance(mask, dict) or mask.dim() == 4:
         return None
     if mask.dim() != 2 or mask.shape[1] < count:
         raise ShapeError(
-            f"attention_mask is of shape {tuple(mask.shape)}; (rows, earlier and new tokens) is needed, at least "
-            f"{count} columns."
+            f"attention_mask is of shape {tuple(mask.shape)}; (rows, earlier and new tokens), at least {count} "
+            "columns, or (rows, 1, new, earlier and new) is needed."
         )
     real = mask.bool()
     positions = (real.long().cumsum(dim=1) - 1).masked_fill(~real, -1)

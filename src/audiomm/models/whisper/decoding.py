@@ -21,7 +21,9 @@ from ...generation import (
     WhisperTimeStampLogitsProcessor,
     build_processors,
     generate_tokens,
+    make_request,
 )
+from ...generation.decode import DecodeRequest
 from ...generation.patience import length_divisor
 from ...layers.cache import Cache
 from .alignment import Pairs
@@ -207,13 +209,10 @@ class WindowDecoder:
         Returns:
             The output; the length of the padded prompt, prefix included; and the no-speech probe.
         """
-        prompt, config, inputs, probe = self.inputs(encoded, recordings, temperature, best_of)
+        request, probe = self.request(encoded, recordings, temperature, best_of)
         self.forget()
         output = generate_tokens(
-            self.model,  # type: ignore[arg-type]
-            prompt,
-            config,
-            **inputs,
+            request,
             stream_goes_on=True,
             assistant_model=self.guests.assistant,
             assistant_inputs=self._assistant_inputs(encoded, recordings),
@@ -226,16 +225,16 @@ class WindowDecoder:
             hidden = encoded.last_hidden_state
             is_whole = bool(pairs) and hidden is not None and len(pairs[0][0]) == len(hidden)
             self._heard = (encoded, pairs) if is_whole else None
-        return output, prompt.shape[1], probe
+        return output, request.prompt.shape[1], probe
 
-    def inputs(
+    def request(
         self,
         encoded: BaseModelOutput,
         recordings: list[Recording],
         temperature: float | None,
         best_of: int | None = None,
-    ) -> tuple[Tensor, GenerationConfig, dict[str, Any], NoSpeechProbe | None]:
-        """The padded prompt, prefix included, of a pass; its options; what else the loops need; and what it fills."""
+    ) -> tuple[DecodeRequest, NoSpeechProbe | None]:
+        """What a pass over windows of one group is to do, the padded prompt with the prefix; and what it fills."""
         device = encoded.last_hidden_state.device  # type: ignore[union-attr]
         prefix = self.prefix(recordings[0])
         prompts = [[*self.prompt(recording), *prefix] for recording in recordings]
@@ -255,20 +254,23 @@ class WindowDecoder:
             max_length=length + limit,
             prompt_mask=mask,
             prefix_allowed_tokens_fn=self.guests.prefix_allowed_tokens_fn,
-            model_processors=rules,
-            user_processors=self.guests.logits_processor,
+            # The caller's rules come on top: one about suppressed tokens leaves the model's own list standing.
+            model_processors=[*rules, *self.guests.logits_processor],
         )
         probe = self._probe({len(recording.start_tokens) + len(prefix) for recording in recordings})
-        inputs = {
-            "model_inputs": {"encoder_outputs": encoded, "probe": probe},
-            "prompt_mask": mask,
-            "processors": LogitsProcessorList(processors),
-            "stopping": StoppingCriteriaList(self.guests.stopping_criteria),
-            "streamer": self.guests.streamer,
-            "generator": self.guests.generator,
-            "logprobs": True,
-        }
-        return prompt, config, inputs, probe
+        request = make_request(
+            self.model,  # type: ignore[arg-type]
+            prompt,
+            config,
+            model_inputs={"encoder_outputs": encoded, "probe": probe},
+            prompt_mask=mask,
+            processors=LogitsProcessorList(processors),
+            stopping=StoppingCriteriaList(self.guests.stopping_criteria),
+            streamer=self.guests.streamer,
+            generator=self.guests.generator,
+            logprobs=True,
+        )
+        return request, probe
 
     def _probe(self, places: set[int]) -> NoSpeechProbe | None:
         """A no-speech probe, where the vocabulary has a token for it and all rows start at one place from the end."""

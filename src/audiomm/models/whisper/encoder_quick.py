@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...base.quantization import has_bfloat16_products
-from ...layers.projection import is_plain, projection
+from ...layers.projection import has_additions, is_plain, projection
 from ...layers.quantized import Int8Linear, round_rows
 
 #: Positions that go through the wide parts of a layer together.
@@ -188,9 +188,4 @@ def _linears(layer: Any) -> list[nn.Module]:
 def _is_bare(encoder: nn.Module) -> bool:
     """Whether no part has a hook or another `forward`, which a straight run would pass by."""
     linears = (nn.Linear, Int8Linear)
-    return all(
-        is_plain(part)
-        if isinstance(part, linears)
-        else not (part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part))
-        for part in encoder.modules()
-    )
+    return all(is_plain(part) if isinstance(part, linears) else not has_additions(part) for part in encoder.modules())

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ...base.outputs import BaseModelOutput
 from ...generation.refill import Done, RowBatch, can_enter
-from ...generation.tokens import make_request
 from .decoding import WindowDecoder
 from .options import new_token_limit
 from .protocol import NoSpeechProbe, select
@@ -116,16 +115,12 @@ class SideBySide:
         passes = []
         for places in decoder.groups(recordings):
             own = [recordings[place] for place in places]
-            prompt, config, inputs, probe = decoder.inputs(
-                select(encoded, places), own, decoder.options.temperatures[0]
-            )
-            request = make_request(decoder.model, prompt, config, **inputs)  # type: ignore[arg-type]
+            request, probe = decoder.request(select(encoded, places), own, decoder.options.temperatures[0])
             if request.max_length > batch.longest or not can_enter(request):
                 return False
             heard = [hidden[place : place + 1] for place in places]
-            rows = [
-                _Row(*pair, prompt.shape[1], probe, number) for number, pair in enumerate(zip(heard, own, strict=True))
-            ]
+            length = request.prompt.shape[1]
+            rows = [_Row(*pair, length, probe, number) for number, pair in enumerate(zip(heard, own, strict=True))]
             passes.append((request, rows))
         for request, rows in passes:
             batch.enter(request, rows)

@@ -18,9 +18,9 @@ from ...base.quantization import has_bfloat16_products
 from ...layers.attention import added_mask, attend, read_by_products
 from ...layers.cache import Cache
 from ...layers.masks import attention_mask
-from ...layers.projection import Projection, projection
+from ...layers.projection import Projection, has_additions
 from ...layers.quantized import Int8Linear
-from ...layers.quick import NoQuickStep
+from ...layers.quick import NoQuickStep, require_projection
 from ...layers.rounded import is_rounded, read_rounded, store
 from .layers import WhisperDecoderLayer, activation
 
@@ -87,7 +87,7 @@ class WhisperStep:
             raise NoQuickStep
         layers = [_layer(layer) for layer in decoder.layers]
         by_products = decoder.embed_tokens.weight.device.type == "cpu"
-        return cls(model, layers, _cross_projections(decoder), _projection(model.proj_out), by_products)
+        return cls(model, layers, _cross_projections(decoder), require_projection(model.proj_out), by_products)
 
     def hear(self, encoded: Tensor, cache: Cache) -> None:
         """Put the keys and values of the encoder's output (audios, positions, d_model) into an empty cache."""
@@ -156,22 +156,15 @@ def _layer(layer: WhisperDecoderLayer) -> _Layer:
     own, cross = layer.self_attn, layer.encoder_attn
     return _Layer(
         _norm(layer.self_attn_layer_norm),
-        _projection(own.q_proj, own.k_proj, own.v_proj),
-        _projection(own.out_proj),
+        require_projection(own.q_proj, own.k_proj, own.v_proj),
+        require_projection(own.out_proj),
         _norm(layer.encoder_attn_layer_norm),
-        _projection(cross.q_proj),
-        _projection(cross.out_proj),
+        require_projection(cross.q_proj),
+        require_projection(cross.out_proj),
         _norm(layer.final_layer_norm),
-        _projection(layer.fc1),
-        _projection(layer.fc2),
+        require_projection(layer.fc1),
+        require_projection(layer.fc2),
     )
-
-
-def _projection(*linears: Any, many_rows: bool = False) -> Projection:
-    joined = projection(*linears, many_rows=many_rows)
-    if joined is None:
-        raise NoQuickStep
-    return joined
 
 
 def _cross_projections(decoder: Any) -> list[Projection]:
@@ -182,7 +175,7 @@ def _cross_projections(decoder: Any) -> list[Projection]:
     groups = [layers[start : start + count] for start in range(0, len(layers), count)]
     attentions = [[layer.encoder_attn for layer in group] for group in groups]
     return [
-        _projection(*(part for one in group for part in (one.k_proj, one.v_proj)), many_rows=True)
+        require_projection(*(part for one in group for part in (one.k_proj, one.v_proj)), many_rows=True)
         for group in attentions
     ]
 
@@ -191,7 +184,7 @@ def _is_plain(decoder: nn.Module, head: nn.Module) -> bool:
     """Whether calling the modules does nothing but what their classes say, on one device."""
     kinds = (nn.Linear, Int8Linear, nn.LayerNorm, nn.Embedding)
     for module in (*decoder.modules(), head):
-        if "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks:
+        if has_additions(module):
             return False
         if not any(True for _ in module.children()) and type(module) not in kinds:
             return False

@@ -233,13 +233,15 @@ class WhisperTokenizer(PreTrainedTokenizer):
             return_tensors: "np", "pt" or None for a list.
 
         Raises:
-            InputError: The text holds a special token.
+            InputError: The text holds a special token or a timestamp, or `return_tensors` is unknown.
         """
+        if return_tensors not in ("np", "pt", None):
+            raise InputError(f"return_tensors={return_tensors!r} is not known; use 'pt' (torch), 'np' (numpy) or None.")
         if not isinstance(text, str):
             raise TypeError(f"the prompt must be a string, not {type(text).__name__}.")
         ids = self._tokenizer.encode(" " + text.strip(), add_special_tokens=False).ids
         for token_id in ids:
-            if self._is_special(token_id):
+            if self._is_special(token_id) or self.is_timestamp(token_id):
                 token = self._tokenizer.id_to_token(token_id)
                 raise InputError(f"the prompt holds the special token {token!r} (id {token_id}); leave it out.")
         ids = [self._id("<|startofprev|>"), *ids]
@@ -272,7 +274,10 @@ class WhisperTokenizer(PreTrainedTokenizer):
         return self._id("<|notimestamps|>") + 1
 
     def timestamp_ids(self, time_precision: float = TIME_PRECISION_SECONDS) -> list[int]:
-        """Ids of <|0.00|>, <|0.02|>, ... <|30.00|>."""
+        """Ids of <|0.00|>, <|0.02|>, ... <|30.00|>, or of 1501 other multiples of `time_precision`, in seconds."""
+        if time_precision != TIME_PRECISION_SECONDS:
+            tokens = [f"<|{step * time_precision:.2f}|>" for step in range(_SEGMENT_STEPS + 1)]
+            return self.convert_tokens_to_ids(tokens)  # type: ignore[return-value]
         return list(range(self.timestamp_begin, self.timestamp_begin + _SEGMENT_STEPS + 1))
 
     def is_timestamp(self, token_id: int) -> bool:
