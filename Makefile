@@ -11,8 +11,9 @@ BUNDLED := audiomm/whisper-commands
 demo: $(VENV)/installed ## Transcribe the recordings in examples/audio with the bundled model.
 	@$(BIN)/audiomm transcribe examples/audio/*.flac --model $(BUNDLED)
 
+# Side by side, a thread each: threads of several processes would wait for each other's cores.
 test: $(VENV)/tested ## Run the fast tests.
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
 
 test-all: $(VENV)/tested ## Run the fast and the slow tests.
 	@$(BIN)/python -m pytest -m "not parity and not gpu"

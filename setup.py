@@ -22,6 +22,7 @@ EXTRAS = {
     "torchao": ["torchao>=0.18"],
     "test": [
         "pytest>=8",
+        "pytest-xdist>=3.5",
         "pillow>=10",
         "av>=14.2",
         "msgpack>=1.0",
