@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from audiomm import AutoConfig, ConfigError, WhisperConfig
+from audiomm import AutoConfig, ConfigError, Gemma4Config, Gemma4VisionConfig, WhisperConfig
 
 
 def test_save_and_load_keeps_every_key_of_the_file(tmp_path):
@@ -87,6 +87,24 @@ def test_overrides_win_and_unused_ones_come_back(tmp_path):
     WhisperConfig(d_model=96).save_pretrained(tmp_path)
     config, unused = WhisperConfig.from_pretrained(tmp_path, return_unused_kwargs=True, dropout=0.25, colour="red")
     assert (config.d_model, config.dropout, unused) == (96, 0.25, {"colour": "red"})
+
+
+def test_fields_of_a_nested_configuration_are_replaced_one_by_one(tmp_path):
+    Gemma4Config(text_config={"num_hidden_layers": 4}, vision_config={"rope_theta": 7.0}).save_pretrained(tmp_path)
+    config = Gemma4Config.from_pretrained(tmp_path, text_config={"hidden_size": 48}, audio_config={})
+    assert (config.text_config.num_hidden_layers, config.text_config.hidden_size) == (4, 48)
+    assert config.vision_config.rope_parameters == {"rope_type": "axial", "rope_theta": 7.0}
+    assert config.audio_config.hidden_size == 1024
+    whole = Gemma4Config.from_pretrained(tmp_path, vision_config=Gemma4VisionConfig())
+    assert whole.vision_config.rope_parameters["rope_theta"] == 100.0
+
+
+def test_the_older_name_of_the_type_is_read_and_written():
+    config = WhisperConfig(torch_dtype="float16")
+    assert config.torch_dtype == "float16"
+    config.torch_dtype = "bfloat16"
+    assert config.dtype == "bfloat16"
+    assert "torch_dtype" not in config.to_dict()
 
 
 def test_labels_are_numbered_and_named():

@@ -153,6 +153,13 @@ def test_an_assistant_of_another_vocabulary_is_refused(toy, prompts):
         toy().generate(prompts, assistant_model=other)
 
 
+def test_a_drafter_of_states_needs_a_model_that_tells_them(toy, prompts):
+    drafter = toy()
+    drafter.drafts_from_states = True
+    with pytest.raises(GenerationError, match="reads the target's states, and the model in use does not tell them"):
+        toy().generate(prompts, assistant_model=drafter)
+
+
 def test_drafts_that_do_not_pay_pause_longer_and_longer():
     balance, asked = Balance(0.1), []
     for _ in range(200):

@@ -360,3 +360,13 @@ def test_everything_is_saved_and_read_again(
     }
     one, other = gemma4_processor(**call), again(**call)
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_settings_are_replaced_when_it_is_loaded(gemma4_processor: Gemma4Processor, tmp_path: Path) -> None:
+    gemma4_processor.save_pretrained(tmp_path)
+    settings = {"max_soft_tokens": 140, "do_rescale": False, "num_frames": 7, "mel_floor": 0.5, "padding_side": "left"}
+    other = Gemma4Processor.from_pretrained(tmp_path, **settings)
+    for part in (other.image_processor, other.video_processor):
+        assert (part.max_soft_tokens, part.do_rescale) == (140, False)
+    assert (other.video_processor.num_frames, other.feature_extractor.mel_floor) == (7, 0.5)
+    assert (other.tokenizer.padding_side, other.feature_extractor.padding_side) == ("left", "right")

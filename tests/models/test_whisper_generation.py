@@ -8,7 +8,7 @@ import itertools
 import pytest
 import torch
 
-from audiomm import GenerationError, ShapeError, TextIteratorStreamer, WhisperForCausalLM
+from audiomm import GenerationConfig, GenerationError, ShapeError, TextIteratorStreamer, WhisperForCausalLM
 from audiomm.models.whisper.segments import split_segments
 
 # The tiny model's vocabulary: 0 pad, 2 end, 3 start, 4-6 languages, 7-8 tasks, 76 startofprev, 77 nospeech,
@@ -90,6 +90,46 @@ def test_a_fine_tuned_checkpoint_settles_language_and_task(whisper):
     whisper.generation_config.language, whisper.generation_config.task = "<|fr|>", "translate"
     assert torch.equal(whisper.generate(features, max_new_tokens=8), expected)
     assert torch.equal(whisper.generate(features, language="de", task="transcribe", max_new_tokens=8), chosen)
+
+
+@pytest.mark.parametrize("place", ["the call", "its config", "the model's generation config", "the model's config"])
+def test_forced_tokens_name_a_language_and_a_task(whisper, place):
+    features = noise(1, 40)
+    expected = whisper.generate(features, language="de", task="translate", max_new_tokens=8)
+    other = whisper.generate(features, language="fr", max_new_tokens=8)
+    whisper.generation_config.task = "transcribe"  # what loading makes of the forced tokens of older files
+    forced, options = [[1, 5], [2, 8], [3, BEGIN - 1]], {"max_new_tokens": 8}
+    if place == "the call":
+        options["forced_decoder_ids"] = forced
+    elif place == "its config":
+        options["generation_config"] = GenerationConfig(forced_decoder_ids=forced)
+    else:
+        config = whisper.config if place == "the model's config" else whisper.generation_config
+        config.forced_decoder_ids = forced
+    assert torch.equal(whisper.generate(features, **options), expected)
+    assert torch.equal(whisper.generate(features, language="fr", **options), other)
+
+
+def test_forced_tokens_that_are_text_are_refused(whisper):
+    with pytest.raises(GenerationError, match=r"forced_decoder_ids=\[\[1, 20\]\] are not just a language, a task"):
+        whisper.generate(noise(1, 40), forced_decoder_ids=[[1, 20]])
+
+
+def test_times_are_written_at_the_precision_of_the_call(whisper):
+    options = {"language": "en", "return_segments": True, "return_timestamps": True, "return_token_timestamps": True}
+    features = noise(1, 110)
+    plain = whisper.generate(features, **options)["segments"][0]
+    coarse = whisper.generate(features, time_precision=0.04, time_precision_features=0.03, **options)["segments"][0]
+    assert len(plain) == len(coarse) > 1
+    for one, other in zip(plain, coarse, strict=True):
+        assert other["start"] == pytest.approx(2 * float(one["start"]))
+        within = float(one["end"]) - one["seek"] / 100
+        stretched = 3 * within if one.get("end_estimated") else 2 * within
+        assert other["end"] == pytest.approx(one["seek"] / 50 + stretched)
+        moved = one["token_timestamps"] + one["seek"] / 100
+        torch.testing.assert_close(other["token_timestamps"], moved)
+    with pytest.raises(GenerationError, match="time_precision=0 and time_precision_features"):
+        whisper.generate(features, time_precision=0, **options)
 
 
 def test_a_known_language_beside_an_unknown_one(whisper):

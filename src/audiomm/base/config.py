@@ -124,6 +124,15 @@ class PreTrainedConfig:
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value <= 1.0:
                 raise ConfigError(f"{name}={str(value)[:60]!r}: accepted are numbers from 0 to 1.")
 
+    @property
+    def torch_dtype(self) -> Any:
+        """The older name of `dtype`."""
+        return self.dtype
+
+    @torch_dtype.setter
+    def torch_dtype(self, value: Any) -> None:
+        self.dtype = value
+
     # ------------------------------------------------------------------ labels
 
     def _set_labels(self, count: int | None) -> None:
@@ -182,9 +191,14 @@ class PreTrainedConfig:
     def from_dict(cls, values: dict[str, Any], return_unused_kwargs: bool = False, **overrides: Any) -> Any:
         """A configuration from the content of a config.json, `overrides` winning over it.
 
+        A dict for a nested configuration replaces the fields it names and leaves the others as they are.
+
         With `return_unused_kwargs` those overrides that name no field come back beside it instead of being set.
         """
         values = {name: value for name, value in copy.deepcopy(values).items() if name not in _RUNTIME_KEYS}
+        for name in cls.sub_configs:
+            if isinstance(values.get(name), dict) and isinstance(overrides.get(name), dict):
+                overrides[name] = values[name] | overrides[name]
         unused = {}
         if return_unused_kwargs:
             known = {*cls.field_names(), *cls.attribute_map, "num_labels", "attn_implementation", "name_or_path"}

@@ -67,7 +67,7 @@ class Gemma3nAudioConverter(AudioConverter):
     """Clips to Gemma 3n's features and mask.
 
     Args: all of `Gemma3nAudioFeatureExtractor`, and none has a default; besides
-        seed: Makes the noise of `dither` a function of the clip and of this number; None draws from torch's generator.
+        seed: Makes the noise of `dither` a function of the clip and of this number; None draws from numpy's generator.
         **layer: name and dtype ("float32").
 
     Raises:

@@ -7,7 +7,6 @@ preprocessor_config.json, with the tokenizer's files beside it.
 from __future__ import annotations
 
 import copy
-import inspect
 import json
 import os
 from collections.abc import Mapping
@@ -99,8 +98,9 @@ class ProcessorMixin:
 
         Args:
             pretrained_model_name_or_path: A folder, a hub id, or a bundled model's name.
-            **kwargs: revision, token, cache_dir, local_files_only, subfolder, force_download; an extractor's settings
-                (feature_size=...); everything else goes to the tokenizer (language="fr", task="transcribe").
+            **kwargs: revision, token, cache_dir, local_files_only, subfolder, force_download; settings of extractors
+                (feature_size=..., max_soft_tokens=...), for each that has them; everything else goes to the tokenizer
+                (language="fr", task="transcribe").
 
         Raises:
             CheckpointNotFoundError: A part's files are not there.
@@ -112,13 +112,17 @@ class ProcessorMixin:
         config = read_json(path) if path is not None else {}
         named = {name: kwargs.pop(name, config.get(name)) for name in (*cls.settings, "chat_template")}
         parts: dict[str, Any] = {}
+        taken: set[str] = set()
         for part in cls._extractors():
             part_class = getattr(cls, f"{part}_class")
             if part in cls.optional and not _has(source, config, part_class):
                 continue
-            known = set(inspect.signature(part_class.__init__).parameters) - {"self", "padding_side"}
-            own = {option: kwargs.pop(option) for option in list(kwargs) if option in known}
+            # Pictures and frames share settings; the side is that of texts, never of clips.
+            known = kwargs.keys() & (part_class.setting_names() - {"padding_side"})
+            own = {option: kwargs[option] for option in known}
             parts[part] = part_class.from_pretrained(pretrained_model_name_or_path, **hub, **own)
+            taken |= known
+        kwargs = {option: value for option, value in kwargs.items() if option not in taken}
         parts["tokenizer"] = cls.tokenizer_class.from_pretrained(pretrained_model_name_or_path, **hub, **kwargs)
         if named["chat_template"] is None and parts["tokenizer"].chat_template is None:
             # An older place of a processor's template.

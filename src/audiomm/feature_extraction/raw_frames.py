@@ -64,7 +64,7 @@ class Gemma4UnifiedAudioFeatureExtractor(SequenceFeatureExtractor):
         truncation: bool = True,
         return_tensors: str | None = None,
         pad_to_multiple_of: int | None = None,
-        return_attention_mask: bool | None = None,
+        return_attention_mask: bool | None = True,
         sampling_rate: int | None = None,
         device: str | torch.device | None = None,
         **ignored: Any,

@@ -49,7 +49,8 @@ class UsmFeatureExtractor(SequenceFeatureExtractor):
         feature_size: Mel bands.
         sampling_rate: Samples a second.
         padding_value: What clips are extended with.
-        return_attention_mask: Whether batches carry the mask of real frames unless the call says otherwise.
+        return_attention_mask: What a call with return_attention_mask=None does; published files say false and mean
+            nothing by it, so calls give the mask of real frames unless told otherwise.
         frame_length_ms: Length of a frame, milliseconds.
         hop_length_ms: From the start of a frame to that of the next, milliseconds.
         min_frequency: Lower edge of the first band, Hz.
@@ -58,7 +59,7 @@ class UsmFeatureExtractor(SequenceFeatureExtractor):
         preemphasis_htk_flavor: The first sample of a frame is scaled by 1 - preemphasis; otherwise frames start one
             sample later and their first sample is treated like the others.
         fft_overdrive: Transform at twice the power of two that holds a frame.
-        dither: Standard deviation of noise added to the clips; 0 adds none. Drawn from torch's generator.
+        dither: Standard deviation of noise added to the clips; 0 adds none. Drawn from numpy's global generator.
         input_scale_factor: Factor on the samples.
         mel_floor: Smallest mel magnitude that is told from silence.
         per_bin_mean, per_bin_stddev: Taken off, and divided out of, each band of the result.
@@ -195,7 +196,7 @@ class UsmFeatureExtractor(SequenceFeatureExtractor):
         truncation: bool = True,
         pad_to_multiple_of: int | None = 128,
         return_tensors: str | None = None,
-        return_attention_mask: bool | None = None,
+        return_attention_mask: bool | None = True,
         sampling_rate: int | None = None,
         device: str | torch.device | None = None,
         **ignored: Any,
@@ -273,8 +274,12 @@ class UsmFeatureExtractor(SequenceFeatureExtractor):
                 f"{where} has {kept} samples, too few for a frame of {self.frame_length} samples: at least "
                 f"{self.frame_length + 1 - self.lead} are needed. Leave it out, or add silence."
             )
-        silence = self.padding_value * self.input_scale_factor
-        waveform = functional.pad(self.prepare(clip), (start, size - kept - start), value=silence)
+        around = (start, size - kept - start)
+        if self.dither_seed is None:  # transformers gives the padding noise too
+            waveform = self.prepare(functional.pad(clip, around, value=self.padding_value))
+        else:
+            silence = self.padding_value * self.input_scale_factor
+            waveform = functional.pad(self.prepare(clip), around, value=silence)
         return _Place(self.led(waveform), self.frame_count(padded), real, self.kept_frames(real, own))
 
     def _row(self, features: Tensor, place: _Place) -> Tensor:
@@ -288,16 +293,16 @@ class UsmFeatureExtractor(SequenceFeatureExtractor):
     def prepare(self, clip: Tensor) -> Tensor:
         """float32 (samples,): scaled, with noise if asked for."""
         if self.dither > 0.0:
-            noise = torch.randn(clip.shape, generator=self._generator(clip)).to(clip.device)
-            clip = clip + self.dither * noise
+            clip = clip + self.dither * self._noise(clip)
         return clip * self.input_scale_factor if self.input_scale_factor != 1.0 else clip
 
-    def _generator(self, clip: Tensor) -> torch.Generator | None:
-        """A generator of the clip's own when there is a seed: then its noise does not depend on other clips."""
+    def _noise(self, clip: Tensor) -> Tensor:
+        """float32 (samples,): from numpy's generator; with a seed from one of the clip's own, whatever is beside it."""
         if self.dither_seed is None:
-            return None
+            return torch.from_numpy(np.random.standard_normal(clip.shape[0])).to(clip)
         digest = hashlib.sha256(clip.cpu().numpy().tobytes() + str(self.dither_seed).encode()).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        return torch.randn(clip.shape, generator=generator).to(clip)
 
     def led(self, waveform: Tensor) -> Tensor:
         """The waveform with the zeros before it."""

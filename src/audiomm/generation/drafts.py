@@ -150,33 +150,30 @@ class PromptLookup:
         self.longest, self.parts = longest, (longest,)
 
     def propose(self, texts: Texts, count: int) -> Tensor:
-        ids, last = texts.tokens[:, : texts.longest], texts.columns(-1, 1)
-        places = self._places(ids, last, min(self.longest, texts.longest - 1))
+        last = texts.columns(-1, 1)
+        places = self._places(texts.tokens, last, texts.longest)
         if not bool((places > 0).any()):
-            return ids[:, :0]
-        index = places + torch.arange(min(count, self.count), device=ids.device)
+            return texts.tokens[:, :0]
+        index = places + torch.arange(min(count, self.count), device=last.device)
         return texts.tokens.gather(1, torch.minimum(index, last))
 
     def draft(self, board: Board, rules: Rules, count: int) -> None:
         last = board.lengths - 1
-        longest = min(self.longest, board.tokens.shape[1] - 1)
-        index = self._places(board.tokens, last, longest) + torch.arange(count, device=last.device)
+        index = self._places(board.tokens, last, board.tokens.shape[1]) + torch.arange(count, device=last.device)
         board.write(0, board.tokens.gather(1, torch.minimum(index, last)))
 
-    def _places(self, ids: Tensor, last: Tensor, longest: int) -> Tensor:
-        """(rows, 1) the columns behind what was found, 0 where nothing was.
+    def _places(self, tokens: Tensor, last: Tensor, columns: int) -> Tensor:
+        """(rows, 1) the columns behind what was found in so many columns of texts (rows, room), 0 where nothing was.
 
         Args:
-            ids: (rows, columns).
             last: (rows, 1) columns of the newest tokens.
-            longest: Most tokens to look for.
         """
         places = torch.zeros_like(last)
-        for size in range(longest, 0, -1):
-            newest = last + torch.arange(1 - size, 1, device=ids.device)
-            same = (ids.unfold(1, size, 1) == ids.gather(1, newest.clamp(min=0))[:, None]).all(dim=-1)
-            # What was found must be followed by something, and a text of that length be there.
-            same &= (torch.arange(size, ids.shape[1] + 1, device=ids.device) <= last) & (newest[:, :1] >= 0)
+        for size in range(min(self.longest, columns - 1), 0, -1):
+            newest = last + torch.arange(1 - size, 1, device=last.device)
+            same = tokens[:, :columns].unfold(1, size, 1) == tokens.gather(1, newest.clamp(min=0))[:, None]
+            # What was found must be followed by something.
+            same = same.all(dim=-1) & (torch.arange(size, columns + 1, device=last.device) <= last)
             # Prefer the first place that is followed by enough tokens: argmax gives the first.
             found = torch.where(same.any(dim=1), same.int().argmax(dim=1) + size, 0)[:, None]
             places = torch.where(places == 0, found, places)
@@ -260,6 +257,8 @@ class StateDrafter:
     """
 
     def __init__(self, model: Any, request: DecodeRequest, state: DecodeState) -> None:
+        if state.hidden is None:
+            raise GenerationError("this drafter reads the target's states, and the model in use does not tell them.")
         _check_vocabulary(request.model, model)
         self.model, self.target, self.state, self.processors = model, request.model, state, request.processors
         own, asked = model.generation_config.num_assistant_tokens, request.config.num_assistant_tokens
@@ -269,8 +268,6 @@ class StateDrafter:
         self.cost = _share_of_weights(model, request.model)
 
     def propose(self, texts: Texts, count: int) -> Tensor:
-        if self.state.hidden is None:
-            raise GenerationError("this drafter reads the target's states, and the model in use does not tell them.")
         view = self._view()
         state, drafts = self.state.hidden, [texts.newest()]
         while len(drafts) <= min(count, self.count):

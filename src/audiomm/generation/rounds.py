@@ -21,10 +21,10 @@ from ..base.outputs import GenerateOutput
 from ..layers.cache import SPARE, Cache
 from .choice import Choice, Slot, choose
 from .decode import DecodeRequest, DecodeState, Record, StopFlag
-from .drafts import Board, Drafter, drafts_from_states
+from .drafts import Board, Drafter, StateDrafter, drafts_from_states
 from .regions import shelf_of
 from .rules import Rules
-from .runners import Runner, make_runner
+from .runners import Mode, Runner, make_runner
 from .sample import finish
 from .speculative import Balance
 from .step import FEWEST_STEPS, Workplace, cache_tensors, mode_of, workplace
@@ -117,23 +117,20 @@ def run_rounds(
 
 def _entered(request: DecodeRequest, drafter: Drafter, state: DecodeState, logits: Tensor, place: Workplace) -> Rounds:
     """The rounds that a run is made of: those of an earlier one, where they do the same."""
-    count = min(drafter.steady, MOST_DRAFTS)
-    choices = {drafts: _choice(request, state, logits, drafts + 1) for drafts in (0, count)}
-    key = "rounds", type(drafter), count, choices[0].key()
+    drafts, first = min(drafter.steady, MOST_DRAFTS), _settled(state.choice, state, logits)
+    key = "rounds", type(drafter), drafts, first.key()
     rounds: Rounds | None = place.units.get(key)
     if rounds is None or rounds.quick is not state.quick or rounds.drafter.parts != drafter.parts:
-        runners = {drafts: make_runner(place.mode, request.config, logits.device) for drafts in choices}
-        rounds = place.units[key] = Rounds(request, drafter, state, choices, runners)
-    rounds.enter(request, drafter, state, choices[0].rules.begin_index)
+        rounds = place.units[key] = Rounds(request, drafter, state, logits, place.mode, drafts)
+    rounds.enter(request, drafter, state, first.rules.begin_index)
     return rounds
 
 
-def _choice(request: DecodeRequest, state: DecodeState, logits: Tensor, places: int) -> Choice:
-    """How the tokens of so many places of each row are chosen."""
-    rows, vocabulary = logits.shape
-    choice = Choice(request, logits.new_empty(rows * places, vocabulary))
+def _settled(choice: Choice | None, state: DecodeState, logits: Tensor) -> Choice:
+    """A choice as it is made from the second token on."""
+    assert choice is not None, "made with the first token"
     for rules in (choice.rules, choice.warpers):
-        rules.settle(state.ids, vocabulary)
+        rules.settle(state.ids, logits.shape[-1])
     return choice.frozen()
 
 
@@ -143,35 +140,33 @@ class Rounds:
     Args:
         request, state: A run; one token has been chosen.
         drafter: Makes its drafts.
-        choices: How tokens are chosen, by the number of drafts.
-        runners: What runs the rounds, by the same.
+        logits: (rows, vocabulary) that it was chosen from: their size and place count.
+        mode: How the rounds are run.
+        count: Drafts of a round that has some.
 
     Attributes:
-        count: Drafts of a round that has some.
         counts: (4,) int64: rows that go on; rounds; tokens drafted; tokens accepted.
     """
 
     def __init__(
-        self,
-        request: DecodeRequest,
-        drafter: Drafter,
-        state: DecodeState,
-        choices: dict[int, Choice],
-        runners: dict[int, Runner],
+        self, request: DecodeRequest, drafter: Drafter, state: DecodeState, logits: Tensor, mode: Mode, count: int
     ) -> None:
         rows, device = len(state.tokens), state.tokens.device
         self.model, self.quick, self.cache, self.drafter = request.model, state.quick, state.cache, drafter
-        self.count = max(choices)
-        columns = state.tokens.shape[1] + self.count + 1
-        self.board = Board(rows, columns, state.hidden, device)
+        self.count = count
+        columns = state.tokens.shape[1] + count + 1
+        self.board = Board(rows, columns, state.hidden if isinstance(drafter, StateDrafter) else None, device)
         self.going = torch.ones(rows, dtype=torch.bool, device=device)
         self.limit = torch.zeros(1, dtype=torch.long, device=device)
         self.counts = torch.zeros(4, dtype=torch.long, device=device)
         #: (rows, columns) float32, beside the tokens: their scores and log-probabilities.
         self.scores = torch.zeros(rows, columns, device=device)
         self.logprobs = None if state.chosen is None else torch.zeros(rows, columns, device=device)
-        self._units = {drafts: Round(self, drafts, choice) for drafts, choice in choices.items()}
-        self._runners = runners
+        self._units: dict[int, tuple[Round, Runner]] = {}
+        for drafts in (0, count):
+            choice = Choice(request, logits.new_empty(rows * (drafts + 1), logits.shape[1]))
+            unit = Round(self, drafts, _settled(choice, state, logits))
+            self._units[drafts] = unit, make_runner(mode, request.config, device)
 
     def enter(self, request: DecodeRequest, drafter: Drafter, state: DecodeState, begin: int) -> None:
         """Go on from where a run stands: one token has been chosen.
@@ -188,7 +183,7 @@ class Rounds:
             watched |= cache_tensors(drafter.cache, "the assistant's ")
             drafter.cache.part()
             drafter.cache.take_back(torch.ones_like(self.going, dtype=torch.long))
-        for runner in self._runners.values():
+        for _, runner in self._units.values():
             runner.check(watched)
         board = self.board
         board.tokens.fill_(request.pad_token)
@@ -203,8 +198,8 @@ class Rounds:
 
     def run(self, has_drafts: bool) -> None:
         """Take a round, if any row goes on."""
-        drafts = self.count if has_drafts else 0
-        self._runners[drafts].run(self._units[drafts])
+        unit, runner = self._units[self.count if has_drafts else 0]
+        runner.run(unit)
 
     def settle(self, state: DecodeState) -> None:
         """Write down in the state of a run how far its rows have come."""

@@ -4,7 +4,8 @@ The model chooses at every drafted place exactly as it would have without a draf
 the draft's: so the result is that of the main loop, greedy or sampled, only sooner (arXiv:2211.17192, with drafts
 that are certain). In a greedy batch each row goes on as far as it agrees with its own drafts: its tokens are written at
 its own length, while the newest keys of all rows lie in one slot of the cache (`Cache.take_back`), so that a pass is
-that of any other batch. Rows that must keep step (`_may_part`) advance as far as all of them agree.
+that of any other batch. Rows that must keep step (`_may_part`) advance as far as all of them agree. `rounds` does the
+same as units of tensors, where that is possible.
 """
 
 from __future__ import annotations

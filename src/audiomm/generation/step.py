@@ -230,7 +230,7 @@ class StepUnit:
 
 def cache_tensors(cache: Any, whose: str = "") -> dict[str, Tensor]:
     """What a fixed cache keeps, by name."""
-    found = {}
+    found: dict[str, Tensor] = {}
     for index, layer in enumerate(cache.layers):
         found |= {f"{whose}keys of layer {index}": layer.keys, f"{whose}values of layer {index}": layer.values}
         cross = cache.cross(index)

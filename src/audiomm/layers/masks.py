@@ -100,6 +100,31 @@ def layer_masks(
     return {window: _layer_mask(query_count, slots, window, blocks, kept) for window in set(windows)}
 
 
+def packed_masks(
+    position_ids: Tensor, kinds: Mapping[int | None, str], blocks: Tensor | None = None
+) -> dict[str, Tensor] | None:
+    """Masks by kind of layer for rows that hold several sequences, which do not see each other.
+
+    Args:
+        position_ids: (rows, tokens); a sequence begins where they do not go on by one.
+        kinds: What each window's kind of layer is called.
+        blocks: As for `layer_masks`.
+
+    Returns:
+        (rows, 1, tokens, tokens) bool for each kind; None where every row is one sequence.
+    """
+    begins = functional.pad(position_ids.diff(dim=1) != 1, (1, 0))
+    if not torch.compiler.is_compiling() and not bool(begins.any()):
+        return None
+    sequence, places = begins.cumsum(dim=1), torch.arange(begins.shape[1], device=begins.device)[None]
+    same = sequence[:, None, :, None] == sequence[:, None, None, :]
+    found = {}
+    for window, kind in kinds.items():
+        ends = None if blocks is None or window is None else block_ends(blocks, places)
+        found[kind] = same & attention_mask(begins.shape[1], places, places, window=window, ends=ends)  # type: ignore[operator]
+    return found
+
+
 def ready_masks(
     given: Any, kinds: Mapping[int | None, str], kept: slice | Tensor | None = None
 ) -> dict[int | None, Tensor]:

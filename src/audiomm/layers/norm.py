@@ -53,13 +53,17 @@ def weight_of(norm: RMSNorm) -> Tensor:
 Roomy = tuple[Tensor, Tensor | None]
 
 
-def roomy(*sizes: int, eps: float, like: Tensor) -> Roomy:
-    """Unwritten float32 rows of these sizes on the device of `like` and, where it is of use, their room.
+def roomy(*sizes: int, eps: float, like: Tensor, dtype: torch.dtype = torch.float32) -> Roomy:
+    """Unwritten rows of these sizes on the device of `like` and, where it is of use, their room.
+
+    They are float32, and of `dtype` where norms are kernels.
 
     The room of a row is the number root(width * eps) behind it: the length of both is what RMSNorm divides by, but for
     root(width), and need not be worked out from that of the row.
     """
-    if has_norm_kernel(like.device) or torch.compiler.is_compiling():
+    if has_norm_kernel(like.device):
+        return like.new_empty(sizes, dtype=dtype), None
+    if torch.compiler.is_compiling():
         return like.new_empty(sizes, dtype=torch.float32), None
     *others, width = sizes
     whole = like.new_full((*others, width + 1), (width * eps) ** 0.5, dtype=torch.float32)
@@ -107,17 +111,62 @@ def quick_added_norm(weight: Tensor, eps: float, times: float = 1.0) -> Callable
     return spelled_out
 
 
-def quick_norm_product(weight: Tensor, eps: float, matrix: Tensor) -> Callable[..., Tensor]:
-    """RMSNorm, then a small matrix (outputs, width): (rows, width) -> (rows, outputs), all float32; see `quick_norm`.
+def quick_measure(width: int, eps: float, device: torch.device) -> Callable[..., Tensor]:
+    """What RMSNorm without a weight makes of (..., width), or by what it divides it; see `quick_norm`.
 
-    On the CPU the norm's weight lies in a copy of the matrix.
+    Several rows are measured at once, wherever each is used then: by `measured_added` or `measured_product`.
+    """
+    if not has_norm_kernel(device):
+        return quick_size(width, eps)
+    shape, rms_norm = (width,), functional.rms_norm
+    return lambda hidden, whole=None: rms_norm(hidden, shape, None, eps)
+
+
+def measured_added(weight: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """A function that writes base + RMSNorm(made) to `base`, and gives it back.
+
+    It takes the base; what was made, which may be written over; and the `quick_measure` of this.
+    """
+    if has_norm_kernel(weight.device):
+        precise = weight.float()
+        return lambda base, made, measure: base.addcmul_(measure, precise)
+    scale = whole_scale(weight)
+    return lambda base, made, measure: base.addcdiv_(made.mul_(scale), measure)
+
+
+def both_added(first: Tensor, second: Tensor) -> Callable[[Tensor, Tensor, tuple[Tensor, Tensor], Tensor], Tensor]:
+    """`measured_added` for what was made in two places, (2, ..., width): it takes the two apart besides."""
+    if has_norm_kernel(first.device):
+        precise = first.float(), second.float()
+
+        def fused(base: Tensor, made: Tensor, parts: tuple[Tensor, Tensor], measure: Tensor) -> Tensor:
+            one, other = measure.unbind(0)
+            return base.addcmul_(one, precise[0]).addcmul_(other, precise[1])
+
+        return fused
+    scales = torch.stack((whole_scale(first), whole_scale(second)))[:, None]
+
+    def spelled_out(base: Tensor, made: Tensor, parts: tuple[Tensor, Tensor], measure: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            parts = (made * scales).div_(measure).unbind(0)
+        else:
+            made.mul_(scales).div_(measure)
+        return base.add_(parts[0]).add_(parts[1])
+
+    return spelled_out
+
+
+def measured_product(weight: Tensor, matrix: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """RMSNorm, then a small matrix (outputs, width): (rows, width) and its `quick_measure` to (rows, outputs), float32.
+
+    The norm's weight lies in a copy of the matrix.
     """
     multiply = torch.mm
     if has_norm_kernel(weight.device):
-        norm, plain = quick_norm(weight, eps), matrix.t()
-        return lambda hidden, whole=None: multiply(norm(hidden), plain)
-    size_of, scaled = quick_size(len(weight), eps), (matrix * whole_scale(weight)).t()
-    return lambda hidden, whole=None: multiply(hidden, scaled).div_(size_of(hidden, whole))
+        weighted = (matrix * weight).t()
+        return lambda hidden, measure: multiply(measure, weighted)
+    scaled = (matrix * whole_scale(weight)).t()
+    return lambda hidden, measure: multiply(hidden, scaled).div_(measure)
 
 
 def whole_scale(weight: Tensor) -> Tensor:

@@ -96,7 +96,7 @@ def product(*linears: nn.Module) -> Projection:
 
 
 def product_into(linear: nn.Module) -> Callable[[Tensor, Roomy | None], Roomy]:
-    """`product` that writes to rows with room where it is given such and can, else to rows of its own.
+    """`product` that writes to rows with room where it is given such of its type and can, else to rows of its own.
 
     Raises:
         NoQuickStep: The linear map cannot be used so.
@@ -107,7 +107,7 @@ def product_into(linear: nn.Module) -> Callable[[Tensor, Roomy | None], Roomy]:
     multiply = torch.mm
 
     def write(rows: Tensor, place: Roomy | None) -> Roomy:
-        if place is None:
+        if place is None or place[0].dtype != rows.dtype:
             return multiply(rows, weight), None
         multiply(rows, weight, out=place[0])
         return place

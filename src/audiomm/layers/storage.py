@@ -1,6 +1,7 @@
 """Where a layer's keys and values lie: storage that grows, and storage at fixed addresses.
 
-A track knows which tokens the storage of all layers with one window holds; `cache.Cache` puts them together.
+A track knows which tokens the storage of all layers with one window holds; `cache.Cache` puts them together, and tells
+each pass with `Slots` where its tokens go.
 """
 
 from __future__ import annotations
@@ -327,8 +328,9 @@ class FixedKV:
         elif track.reads_own:
             read = keys, values
         first = keys.shape[2] - track.slots.shape[-1]
-        for held, new in ((self.keys, keys), (self.values, values)):
-            _put(held, track.slots, new[:, :, first:].to(held.dtype), row=0, slot=2)
+        dtype = self._pairs.dtype
+        _put(self.keys, track.slots, keys[:, :, first:].to(dtype), row=0, slot=2)
+        _put(self.values, track.slots, values[:, :, first:].to(dtype), row=0, slot=2)
         return read
 
     def crop(self, length: int) -> None:

@@ -57,6 +57,17 @@ def test_a_ready_mask_counts_as_the_mask_of_padding_does(text_model, ids):
     assert (logits_of(model, input_ids=tokens, attention_mask=ready) - expected)[:, 3:].abs().max() < CLOSE
     added = {kind: torch.zeros(part.shape).masked_fill(~part, -torch.inf) for kind, part in ready.items()}
     assert (logits_of(model, input_ids=tokens, attention_mask=added) - expected)[:, 3:].abs().max() < CLOSE
+    own = logits_of(model, input_ids=tokens, attention_mask=dict.fromkeys(ready))
+    assert (own - logits_of(model, input_ids=tokens)).abs().max() < CLOSE
+
+
+def test_sequences_packed_into_a_row_do_not_see_each_other(text_model, ids):
+    model, tokens = text_model(), ids()
+    lengths = [9, 6]
+    places = torch.cat([torch.arange(length) for length in lengths])[None]
+    packed = logits_of(model, input_ids=tokens, position_ids=places, use_cache=False)
+    alone = [logits_of(model, input_ids=part, use_cache=False) for part in tokens.split(lengths, dim=1)]
+    assert (packed - torch.cat(alone, dim=1)).abs().max() < CLOSE
 
 
 @pytest.mark.parametrize("keep", [1, 3])

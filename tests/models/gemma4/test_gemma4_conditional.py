@@ -212,6 +212,8 @@ def test_a_whole_model_loads_without_its_head_and_its_text_alone(tiny, tmp_path)
     model.save_pretrained(tmp_path)
     body = Gemma4Model.from_pretrained(tmp_path)
     assert torch.equal(body(**inputs).last_hidden_state, model.model(**inputs).last_hidden_state)
+    body.save_pretrained(tmp_path / "body")
+    assert torch.equal(type(model).from_pretrained(tmp_path / "body")(**inputs).logits, model(**inputs).logits)
     ids = tiny.tokens(1, 9) % 80 + 1
     assert torch.equal(Gemma4ForCausalLM.from_pretrained(tmp_path)(ids).logits, model(ids).logits)
 
@@ -235,6 +237,19 @@ def test_only_labels_decide_what_is_learned_and_all_parts_are_reached(case):
     }
     assert {"language_model", "embed_vision", "embed_audio"} <= reached
     model.zero_grad()
+
+
+@torch.no_grad()
+def test_pictures_of_packed_rows_still_see_themselves(case):
+    model, inputs = case
+    alone = [row_of(inputs, row) for row in range(2)]
+    lengths = [each["input_ids"].shape[1] for each in alone]
+    packed = {name: value for name, value in inputs.items() if name in ROWS or "video" in name}
+    packed |= {name: torch.cat([each[name] for each in alone], dim=1) for name in ("input_ids", "mm_token_type_ids")}
+    places = torch.cat([torch.arange(length) for length in lengths])[None]
+    logits = model(**packed, position_ids=places, use_cache=False).logits
+    wanted = torch.cat([model(**each).logits for each in alone], dim=1)
+    assert (logits - wanted).abs().max() < 1e-4 * wanted.abs().max()
 
 
 @torch.no_grad()

@@ -50,6 +50,33 @@ def test_a_padded_row_answers_as_it_does_alone(tiny, model):
 
 
 @torch.no_grad()
+def test_a_ready_mask_counts_as_the_mask_of_padding_does(tiny, model):
+    ids, mask = tiny.tokens(2, 16), torch.ones(2, 16, dtype=torch.bool)
+    mask[1, :3] = False
+    wanted, places = model(ids, attention_mask=mask).logits[mask], torch.arange(16)
+    distance = places[:, None] - places[None]
+    full = (distance >= 0) & mask[:, None, None]
+    near = full & (distance < model.config.sliding_window)
+    for ready in ({FULL: full, SLIDING: near}, {kind: (~m * -3e38) for kind, m in ((FULL, full), (SLIDING, near))}):
+        assert close(model(ids, attention_mask=ready).logits[mask], wanted)
+    last = model(ids, attention_mask={FULL: full, SLIDING: near}, logits_to_keep=1).logits
+    assert close(last, model(ids, attention_mask=mask).logits[:, -1:])
+    assert close(model(ids, attention_mask={FULL: None, SLIDING: None}).logits, model(ids).logits)
+    assert close(model(ids[:, :5], attention_mask=full[:, :, :5, :5]).logits[0], model(ids[:1, :5]).logits)
+
+
+@torch.no_grad()
+def test_sequences_packed_into_a_row_do_not_see_each_other(tiny, model):
+    ids, lengths = tiny.tokens(2, 16), [9, 7]
+    places = torch.cat([torch.arange(length) for length in lengths])[None]
+    packed = model(ids, position_ids=places, use_cache=False).logits
+    alone = [model(part, use_cache=False).logits for part in ids.split(lengths, dim=1)]
+    assert close(packed, torch.cat(alone, dim=1))
+    one = model(ids, position_ids=torch.arange(16)[None] + 3, use_cache=False).logits
+    assert close(one, model(ids, position_ids=torch.arange(16)[None] + 3).logits)
+
+
+@torch.no_grad()
 def test_eager_attention_says_the_same_and_shows_its_weights(tiny, model):
     ids = tiny.tokens()
     plain = model(ids)

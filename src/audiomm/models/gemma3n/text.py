@@ -19,7 +19,7 @@ from ...base.modeling import PreTrainedModel
 from ...base.outputs import DecoderOutput
 from ...layers.cache import Cache, LayerSpec, PassThrough, Slots
 from ...layers.embedding import ScaledEmbedding
-from ...layers.masks import Mask, layer_masks, ready_masks
+from ...layers.masks import Mask, layer_masks, packed_masks, ready_masks
 from ...layers.norm import RMSNorm
 from ...layers.per_layer import PLACEMENTS, PerLayerInputs, PerLayerTable
 from ...layers.quantized import Int8Linear
@@ -174,7 +174,8 @@ class Gemma3nTextModel(PerLayerInputs, Gemma3nPreTrainedModel):
                 inputs_embeds; without it the layers get only what can be told from the embeddings.
             attention_mask: (rows, past + new), 0 for padding; or (rows, 1, new, past + new), True or 0.0 where a token
                 is seen; or a dict of such, by kind of layer.
-            position_ids: (rows, new); follows from the mask and the cache when None.
+            position_ids: (rows, new); follows from the mask and the cache when None. Where they begin anew in a row,
+                and there is neither mask nor cache, a sequence begins that sees nothing of those before.
             past_key_values: What an earlier call returned, or `make_cache`.
             use_cache: Keep keys and values for a next call; config.use_cache when None.
             last_positions: How many of the last positions the caller will read, 0 for all, or the columns (kept,) that
@@ -195,6 +196,8 @@ class Gemma3nTextModel(PerLayerInputs, Gemma3nPreTrainedModel):
         embeds, per_layer = self._embed(input_ids, inputs_embeds, per_layer_inputs)
         cache = self._cache(past_key_values, config.use_cache if use_cache is None else use_cache)
         rows, count = embeds.shape[:2]
+        if attention_mask is None and position_ids is not None and isinstance(cache, PassThrough):
+            attention_mask = packed_masks(position_ids, self._kinds)
         slots = cache.reserve(count, _positions(attention_mask, count), rows, embeds.device)
         tables = self._tables(position_ids, slots, count, embeds)
         if isinstance(last_positions, int):

@@ -19,9 +19,9 @@ TEXT_NAMES = (
     (r"^model\.lm_head\.", "lm_head."),
 )
 
-#: Names of the whole model before its parts were gathered under "model.".
+#: Names of the whole model before its parts were gathered under "model.", and of the model without its head.
 WHOLE_NAMES = (
     (r"^language_model\.model\.", "model.language_model."),
     (r"^language_model\.lm_head\.", "lm_head."),
-    (r"^(vision_tower|audio_tower|embed_vision|embed_audio)\.", r"model.\1."),
+    (r"^(language_model|vision_tower|audio_tower|embed_vision|embed_audio)\.", r"model.\1."),
 )

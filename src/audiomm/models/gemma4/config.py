@@ -272,7 +272,7 @@ class Gemma4VisionConfig(PreTrainedConfig):
 
     def __init__(self, **values: Any) -> None:
         given = values.get("rope_parameters") or {}
-        values["rope_parameters"] = {"rope_type": "axial", "rope_theta": 100.0, **given}
+        values["rope_parameters"] = {"rope_type": "axial", "rope_theta": values.pop("rope_theta", 100.0), **given}
         super().__init__(**values)
 
     def validate(self) -> None:

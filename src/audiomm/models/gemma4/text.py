@@ -27,7 +27,7 @@ from ...layers.embedding import ScaledEmbedding
 from ...layers.experts import Experts, Router
 from ...layers.gated_mlp import GatedMLP
 from ...layers.int8_experts import Int8Experts
-from ...layers.masks import Mask, layer_masks, ready_masks
+from ...layers.masks import Mask, layer_masks, packed_masks, ready_masks
 from ...layers.norm import RMSNorm
 from ...layers.per_layer import PLACEMENTS, PerLayerInputs, PerLayerTable, find_token_ids
 from ...layers.quantized import Int8Linear
@@ -338,7 +338,8 @@ class Gemma4TextModel(PerLayerInputs, Gemma4PreTrainedModel):
             input_ids: (rows, new) token ids; or inputs_embeds (rows, new, width), scaled already.
             attention_mask: (rows, past + new), 0 for padding; or (rows, 1, new, past + new), True or 0.0 where a token
                 is seen; or a dict of such, by kind of layer; None when there is no padding.
-            position_ids: (rows, new); follow from mask and cache when None.
+            position_ids: (rows, new); follow from mask and cache when None. Where they begin anew in a row, and there
+                is neither mask nor cache, a sequence begins that sees nothing of those before.
             past_key_values: The cache of an earlier call.
             per_layer_inputs: (rows, new, layers, width), from `get_per_layer_inputs`, with inputs_embeds; without it
                 the tokens whose embeddings these are get looked up.
@@ -356,6 +357,8 @@ class Gemma4TextModel(PerLayerInputs, Gemma4PreTrainedModel):
         hidden, per_layer = self._embed(input_ids, inputs_embeds, per_layer_inputs)
         cache = self._cache(past_key_values, config.use_cache if use_cache is None else use_cache)
         rows, count = hidden.shape[:2]
+        if attention_mask is None and position_ids is not None and isinstance(cache, PassThrough):
+            attention_mask = packed_masks(position_ids, self._kinds(), blocks)
         slots = cache.reserve(count, new_positions(attention_mask, count), rows, hidden.device)
         masks = self._masks(attention_mask, count, slots, blocks)
         if position_ids is None:
@@ -422,6 +425,11 @@ class Gemma4TextModel(PerLayerInputs, Gemma4PreTrainedModel):
             per_layer = self.get_per_layer_inputs(find_token_ids(embeddings, self.embed_tokens))
         return embeddings, self.project_per_layer_inputs(embeddings, per_layer) if has_table else None
 
+    def _kinds(self) -> dict[int | None, str]:
+        """What layers of each window are called."""
+        config = self.config
+        return {config.window_of(index): config.kind_of(index) for index in range(config.num_hidden_layers)}
+
     def _masks(
         self,
         attention_mask: Any,
@@ -431,8 +439,7 @@ class Gemma4TextModel(PerLayerInputs, Gemma4PreTrainedModel):
         kept: slice | Tensor | None = None,
     ) -> dict[int | None, Mask]:
         """The mask of each kind of layer, by its window; of the queries in some columns, or of all."""
-        config = self.config
-        kinds = {config.window_of(index): config.kind_of(index) for index in range(config.num_hidden_layers)}
+        kinds = self._kinds()
         ready: dict[int | None, Mask] = {**ready_masks(attention_mask, kinds, kept)}
         return ready | layer_masks(count, slots, kinds.keys() - ready.keys(), blocks=blocks, kept=kept)
 

@@ -24,6 +24,7 @@ from .options import (
 from .options import (
     is_multilingual as knows_languages,
 )
+from .published import named_ids, without_forced
 from .transcription import Transcription
 
 #: Arguments of `generate` that a generation config may settle, too.
@@ -89,9 +90,9 @@ def begin(
     """
     if kwargs.get("inputs") is not None and input_features is None:
         input_features = kwargs.pop("inputs")
-    for name in ("time_precision", "time_precision_features", "synced_gpus"):
-        kwargs.pop(name, None)
+    kwargs.pop("synced_gpus", None)
     chosen = {name: kwargs.pop(name, None) for name in _OPTIONS}
+    forced = kwargs.pop("forced_decoder_ids", None)
     own = {
         "temperature": temperature if isinstance(temperature, int | float) and temperature > 0 else None,
         "return_dict_in_generate": return_dict_in_generate,
@@ -133,9 +134,28 @@ def begin(
     )
     encoded = None if encoder_outputs is None else as_encoder_output(encoder_outputs)
     run = Transcription(model, config, options, features, guests, encoded)
+    if language is None and task is None:
+        language, task = _forced_names(model, generation_config, config, forced)
     language, task = _language_and_task(config, language, task, is_multilingual)
     run.open(lengths, language, task, is_multilingual)
     return run, config
+
+
+def _forced_names(model: Any, given: GenerationConfig | None, config: GenerationConfig, forced: Any) -> Any:
+    """The language and the task of forced tokens, which older programs pass to the call or write to a config.
+
+    Raises:
+        GenerationError: The call forces tokens that stand for something else.
+    """
+    places = [getattr(place, "forced_decoder_ids", None) for place in (given, model.generation_config, model.config)]
+    tokens = next((tokens for tokens in (forced, *places) if tokens), None)
+    names = {} if tokens is None else without_forced({"forced_decoder_ids": tokens}, named_ids(config))
+    if "forced_decoder_ids" in names and forced:
+        raise GenerationError(
+            f"forced_decoder_ids={str(forced)[:80]} are not just a language, a task and <|notimestamps|> of this model: "
+            "pass language= and task=, and prefix_ids= for the beginning of the text."
+        )
+    return names.get("language"), names.get("task")
 
 
 def _language_and_task(config: GenerationConfig, language: Any, task: str | None, override: bool | None) -> Any:

@@ -28,6 +28,7 @@ from .options import (
 )
 from .protocol import NoSpeechProbe, fit_window
 from .published import complete
+from .segments import FRAME_PRECISION, TIME_PRECISION, rescale
 from .transcription import More, Transcription
 
 #: Arguments of `generate` that say in which form its result is; a stream of segments has one form.
@@ -101,6 +102,8 @@ class WhisperForConditionalGeneration(OpenAIFace, GenerationMixin, WhisperSeq2Se
         token_probabilities: bool = False,
         hallucination_silence_threshold: float | None = None,
         break_loops: bool = False,
+        time_precision: float = TIME_PRECISION,
+        time_precision_features: float = FRAME_PRECISION,
         **kwargs: Any,
     ) -> Tensor | dict[str, Any] | ModelOutput:
         """Transcribe or translate log-mel features of any length.
@@ -157,6 +160,8 @@ class WhisperForConditionalGeneration(OpenAIFace, GenerationMixin, WhisperSeq2Se
                 silence are around them; needs word_timestamps.
             break_loops: Decode windows whose text repeats itself again at the next temperature, and cut off the
                 repetitions in the end.
+            time_precision: Seconds between two timestamp tokens, for the times of segments.
+            time_precision_features: Seconds between two frames, for segments that no timestamp ends.
             **kwargs: Fields of GenerationConfig.
 
         Returns:
@@ -169,6 +174,12 @@ class WhisperForConditionalGeneration(OpenAIFace, GenerationMixin, WhisperSeq2Se
             ShapeError: Features of the wrong shape.
         """
         unique = bool(force_unique_generate_call)
+        is_rescaled = (time_precision, time_precision_features) != (TIME_PRECISION, FRAME_PRECISION)
+        if is_rescaled and (word_timestamps or min(time_precision, time_precision_features) <= 0):
+            raise GenerationError(
+                f"time_precision={time_precision} and time_precision_features={time_precision_features} are seconds, "
+                f"above 0; with word_timestamps they are {TIME_PRECISION} and {FRAME_PRECISION}."
+            )
         with eval_mode(self):
             run, config = begin(
                 self,
@@ -224,6 +235,9 @@ class WhisperForConditionalGeneration(OpenAIFace, GenerationMixin, WhisperSeq2Se
                     with_segments = return_segments and several and not unique
                     return run.single_pass(unique, as_output and not with_segments, with_segments)
                 run.run(monitor_progress)
+        if is_rescaled:
+            for one in run.recordings:
+                rescale(one.segments, time_precision, time_precision_features, has_times=run.options.timestamps)
         return run.result(
             as_dict=return_segments or word_timestamps or run.options.return_token_timestamps or as_output
         )

@@ -161,11 +161,11 @@ def complete(generation: GenerationConfig, config: WhisperConfig) -> None:
     forced = vars(generation).pop("forced_decoder_ids", None) or forced
     if forced:
         values = {name: getattr(generation, name, None) for name in ("language", "task")}
-        for name, value in without_forced({**values, "forced_decoder_ids": forced}, _named_ids(generation)).items():
+        for name, value in without_forced({**values, "forced_decoder_ids": forced}, named_ids(generation)).items():
             setattr(generation, name, value)
 
 
-def _named_ids(generation: GenerationConfig) -> dict[str, int]:
+def named_ids(generation: GenerationConfig) -> dict[str, int]:
     """{token: id} of the languages and tasks that a generation config names."""
     tasks = getattr(generation, "task_to_id", None) or {}
     ids = {**(getattr(generation, "lang_to_id", None) or {}), **{f"<|{task}|>": tasks[task] for task in tasks}}

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .config import FRAMES_PER_POSITION
+from .config import FRAMES_PER_POSITION, FRAMES_PER_SECOND
 
-#: Seconds between two timestamp tokens.
+#: Seconds between two timestamp tokens, and between two frames.
 TIME_PRECISION = 0.02
+FRAME_PRECISION = 1 / FRAMES_PER_SECOND
 
 
 @dataclass
@@ -117,6 +118,26 @@ def pad_left(rows: list[list[int]], value: int, device: torch.device) -> tuple[T
         padded[index, longest - len(row) :] = torch.tensor(row)
         mask[index, longest - len(row) :] = True
     return padded.to(device), None if bool(mask.all()) else mask.to(device)
+
+
+def rescale(segments: list[dict[str, Any]], step_seconds: float, frame_seconds: float, *, has_times: bool) -> None:
+    """Write the times of segments as they are when timestamp tokens and frames last otherwise; in place.
+
+    Args:
+        segments: Of one recording, without words.
+        step_seconds: Seconds between two timestamp tokens; where windows start is counted in these, too.
+        frame_seconds: Seconds between two frames; they tell where a segment ends that no timestamp ends.
+        has_times: The tokens hold timestamps.
+    """
+    for segment in segments:
+        offset, scaled = segment["seek"] / FRAMES_PER_SECOND, segment["seek"] / FRAMES_PER_POSITION * step_seconds
+        for name in ("start", "end"):
+            within = segment[name] - offset
+            by_frames = name == "end" and (not has_times or segment.get("end_estimated", False))
+            unit, seconds = (FRAME_PRECISION, frame_seconds) if by_frames else (TIME_PRECISION, step_seconds)
+            segment[name] = scaled + (within / unit).round() * seconds
+        if "token_timestamps" in segment:
+            segment["token_timestamps"] = segment["token_timestamps"] - offset + scaled
 
 
 def segment_dict(start: float, end: float, tokens: Tensor, **facts: Any) -> dict[str, Any]:
