@@ -134,26 +134,34 @@ def measured_added(weight: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]
     return lambda base, made, measure: base.addcdiv_(made.mul_(scale), measure)
 
 
-def both_added(first: Tensor, second: Tensor) -> Callable[[Tensor, Tensor, tuple[Tensor, Tensor], Tensor], Tensor]:
-    """`measured_added` for what was made in two places, (2, ..., width): it takes the two apart besides."""
-    if has_norm_kernel(first.device):
-        precise = first.float(), second.float()
+def both_added(first: Tensor, second: Tensor) -> Callable[..., Tensor]:
+    """`measured_added` for two things that were made: both are measured at once where they lie in one place.
 
-        def fused(base: Tensor, made: Tensor, parts: tuple[Tensor, Tensor], measure: Tensor) -> Tensor:
-            one, other = measure.unbind(0)
-            return base.addcmul_(one, precise[0]).addcmul_(other, precise[1])
+    Args:
+        first, second: The weights.
 
-        return fused
-    scales = torch.stack((whole_scale(first), whole_scale(second)))[:, None]
+    Returns:
+        From the base, both that were made, the place (2, ..., width) that both are in or None, and a `quick_measure` to
+        the base.
+    """
+    adds = measured_added(first), measured_added(second)
+    is_fused = has_norm_kernel(first.device)
+    scales = None if is_fused else torch.stack((whole_scale(first), whole_scale(second)))[:, None]
 
-    def spelled_out(base: Tensor, made: Tensor, parts: tuple[Tensor, Tensor], measure: Tensor) -> Tensor:
-        if torch.compiler.is_compiling():
-            parts = (made * scales).div_(measure).unbind(0)
+    def add(base: Tensor, made: tuple[Tensor, Tensor], place: Roomy | None, measure: Callable[..., Tensor]) -> Tensor:
+        if place is None:
+            for one, add_one in zip(made, adds, strict=True):
+                add_one(base, one, measure(one))
+        elif scales is None:
+            for one, add_one, measured in zip(made, adds, measure(*place).unbind(0), strict=True):
+                add_one(base, one, measured)
         else:
-            made.mul_(scales).div_(measure)
-        return base.add_(parts[0]).add_(parts[1])
+            size = measure(*place)
+            place[0].mul_(scales).div_(size)
+            base.add_(made[0]).add_(made[1])
+        return base
 
-    return spelled_out
+    return add
 
 
 def measured_product(weight: Tensor, matrix: Tensor) -> Callable[[Tensor, Tensor], Tensor]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -120,3 +123,14 @@ def test_all_steps_of_a_static_cache_are_one_graph(tiny, monkeypatch):
         assert torch.allclose(found, model.step(ids[:, place % 10, None], plain).logits, atol=1e-4)
     assert counter.frame_count == 1
     torch._dynamo.reset()
+
+
+def test_a_model_can_be_the_first_thing_that_is_made_and_without_memory():
+    program = """
+import torch, audiomm
+with torch.device("meta"):
+    for config in (audiomm.Gemma4AudioConfig(), audiomm.Gemma3nAudioConfig(), audiomm.WhisperConfig()):
+        model = audiomm.AutoModel.from_config(config)
+        assert all(parameter.is_meta for parameter in model.parameters())
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)

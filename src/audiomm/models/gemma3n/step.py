@@ -213,10 +213,10 @@ class QuickLayer:
         self.project = product(*inputs, laurel.linear_left)
         self.sizes = sum(linear.out_features for linear in inputs), laurel.linear_left.out_features
         self.read, self.output, self.right = read, product_into(attention.o_proj), product_into(laurel.linear_right)
-        width, self.streams = layer.input_layernorm.width, altup.streams
+        width = layer.input_layernorm.width
         self.measure = quick_measure(width, eps, device)
         self.route = _route(altup)
-        self.kept, self.predicts = _predicting(altup)
+        self.predict = _predicting(altup)
         self.input_norm = quick_norm(weight_of(layer.input_layernorm), eps)
         norms = layer.post_attention_layernorm, laurel.post_laurel_norm
         self.add_both = both_added(*(weight_of(norm) for norm in norms))
@@ -226,7 +226,7 @@ class QuickLayer:
         self.mlp = quick_mlp(layer.mlp) if layer.mlp.deviations is None else _sparse(layer.mlp, layer.mlp.deviations)
         self.add_fed = quick_added_norm(weight_of(layer.post_feedforward_layernorm), eps, times=root)
         self.measure_gated = quick_measure(width, 2 * eps, device)
-        self.moved, self.corrects = _correcting(altup, 1 / root)
+        self.correct = _correcting(altup, 1 / root)
         self.gate, self.output_scale = _gate(layer)
         self.back = product_into(layer.per_layer_projection)
         self.add_own = measured_added(weight_of(layer.post_per_layer_input_norm))
@@ -246,17 +246,15 @@ class QuickLayer:
         Returns:
             States and measure for the next layer.
         """
-        streams, (first, _) = self.streams, _first_and_others(room, states)
-        mixtures = torch.addmm(self.kept, self.route(first, measure), self.predicts)
-        predicted = _mixed(mixtures.view(-1, streams, streams), states, room.predicted)
+        first, _ = _first_and_others(room, states)
+        predicted = self.predict(self.route(first, measure), states, room.predicted)
         gated = self._attend(room, token, room.before or (predicted[:, 0], None))
         self.add_fed(gated[0], *self.mlp(self.mlp_norm(*gated), room.places[0]))
+        routes = self.route(gated[0], self.measure_gated(*gated))
         if room.all_predicted is None:
-            predicted = torch.cat((predicted, gated[0].unsqueeze(1)), dim=1)
+            states = self.correct(routes, predicted, None, gated[0])
         else:
-            predicted = room.all_predicted
-        shares = torch.addmm(self.moved, self.route(gated[0], self.measure_gated(*gated)), self.corrects)
-        states = _mixed(shares.view(-1, streams, streams + 1), predicted, room.states)
+            states = self.correct(routes, room.all_predicted, room.states)
         first, others = _first_and_others(room, states)
         scaled = first if self.output_scale is None else first * self.output_scale
         if own.dtype != scaled.dtype:
@@ -278,8 +276,7 @@ class QuickLayer:
         gated = torch.add(before[0], normed, out=room.gated[0])
         one, other, _ = room.places
         parts = _written(self.output(self.read(projected, token), one), one), _written(self.right(left, other), other)
-        made = room.made or (torch.stack(parts), None)
-        self.add_both(gated, made[0], parts, self.measure(*made))
+        self.add_both(gated, parts, room.made, self.measure)
         return gated, room.gated[1]
 
 
@@ -291,14 +288,6 @@ def _first_and_others(room: Room, states: Tensor) -> tuple[Tensor, Tensor]:
     return streams[0], streams[1:]
 
 
-def _mixed(mixtures: Tensor, streams: Tensor, place: Tensor | None) -> Tensor:
-    """What mixtures (rows, n, m) make of streams (rows, m, width): (rows, n, width), in its place if there is one."""
-    if place is None:
-        # Spelled out for torch.compile, which takes it together with what is around it.
-        return (mixtures.unsqueeze(3) * streams.unsqueeze(1)).sum(dim=2)
-    return torch.bmm(mixtures, streams, out=place)
-
-
 def _written(made: Roomy, place: Roomy | None) -> Tensor:
     """What was made, in its place if there is one."""
     if place is None or made[0] is place[0]:
@@ -306,14 +295,14 @@ def _written(made: Roomy, place: Roomy | None) -> Tensor:
     return place[0].copy_(made[0])
 
 
-def _predicting(altup: Gemma3nTextAltUp) -> tuple[Tensor, Tensor]:
-    """How a row's routes make the matrix (streams, streams) that predicts: what is added, and a matrix for routes."""
+def _predicting(altup: Gemma3nTextAltUp) -> Callable[..., Tensor]:
+    """What predicts the streams from what they were; see `_mixer`."""
     matrix = altup.prediction_coefs.weight.detach().float().t()
-    return torch.eye(altup.streams, device=matrix.device).flatten(), matrix
+    return _mixer(torch.eye(altup.streams, device=matrix.device), matrix)
 
 
-def _correcting(altup: Gemma3nTextAltUp, factor: float) -> tuple[Tensor, Tensor]:
-    """How a row's routes make the matrix (streams, streams + 1) that corrects what was predicted by what was made.
+def _correcting(altup: Gemma3nTextAltUp, factor: float) -> Callable[..., Tensor]:
+    """What corrects the streams that were predicted by what was made, which comes after them; see `_mixer`.
 
     Every stream moves by its share of the difference between `factor` times what was made and the first stream.
     """
@@ -323,7 +312,31 @@ def _correcting(altup: Gemma3nTextAltUp, factor: float) -> tuple[Tensor, Tensor]
     kept = torch.eye(streams, streams + 1, device=matrix.device)
     kept[:, 0] -= 1.0
     kept[:, -1] = factor
-    return kept.flatten(), matrix.flatten(1)
+    return _mixer(kept, matrix.flatten(1))
+
+
+def _mixer(kept: Tensor, matrix: Tensor) -> Callable[..., Tensor]:
+    """A function that mixes streams: each row's coefficients are `kept` (n, m) and what its routes make of a matrix.
+
+    Args:
+        kept: (n, m) float32.
+        matrix: (routes, n x m) float32.
+
+    Returns:
+        From routes (rows, routes), streams (rows, m, width), where to write and, where this is None, a last stream
+        (rows, width) apart, to streams (rows, n, width).
+    """
+    flat, shape = kept.flatten(), (-1, *kept.shape)
+
+    def mix(routes: Tensor, streams: Tensor, place: Tensor | None, last: Tensor | None = None) -> Tensor:
+        if place is not None:
+            return torch.bmm(torch.addmm(flat, routes, matrix).view(shape), streams, out=place)
+        # Spelled out for torch.compile, which takes it together with what is around it.
+        mixtures = ((routes.unsqueeze(2) * matrix).sum(dim=1) + flat).view(shape)
+        mixed = (mixtures[:, :, : streams.shape[1], None] * streams.unsqueeze(1)).sum(dim=2)
+        return mixed if last is None else mixed + mixtures[:, :, -1:] * last.unsqueeze(1)
+
+    return mix
 
 
 def _heads(attention: Gemma3nTextAttention) -> Heads:

@@ -8,6 +8,7 @@ Source: Universal Speech Model, arXiv:2303.01037.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, cast
 
@@ -41,7 +42,7 @@ from ...layers.regions import bucket, recorded, recorder
 from .config import Gemma4AudioConfig
 
 #: The keys are scaled by softplus(1) / softplus(0), a constant the model was trained with.
-_KEY_SCALE = float(torch.nn.functional.softplus(torch.ones((), dtype=torch.float64)) / torch.log(torch.tensor(2.0)))
+_KEY_SCALE = math.log1p(math.e) / math.log(2.0)
 
 
 @dataclass

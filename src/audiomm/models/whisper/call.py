@@ -152,8 +152,8 @@ def _forced_names(model: Any, given: GenerationConfig | None, config: Generation
     names = {} if tokens is None else without_forced({"forced_decoder_ids": tokens}, named_ids(config))
     if "forced_decoder_ids" in names and forced:
         raise GenerationError(
-            f"forced_decoder_ids={str(forced)[:80]} are not just a language, a task and <|notimestamps|> of this model: "
-            "pass language= and task=, and prefix_ids= for the beginning of the text."
+            f"forced_decoder_ids={str(forced)[:80]} are not just a language, a task and <|notimestamps|> of this "
+            "model: pass language= and task=, and prefix_ids= for the beginning of the text."
         )
     return names.get("language"), names.get("task")
 
