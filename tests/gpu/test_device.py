@@ -74,6 +74,20 @@ def test_captured_steps_write_what_plain_steps_write(whisper: Any, kind: str | N
         assert torch.equal(whisper.generate(features, **options), wanted)
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+def test_captured_rounds_of_drafts_write_what_plain_steps_write(whisper: Any, rows: int) -> None:
+    features = torch.randn(rows, 8, 200, generator=torch.Generator().manual_seed(rows)).to(DEVICE)
+    assistant, generator = copy.deepcopy(whisper), torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in assistant.parameters():
+            weight += 0.02 * torch.randn(weight.shape, generator=generator).to(DEVICE) * weight.abs().mean()
+    options = {"max_new_tokens": 60, "eos_token_id": 399}
+    wanted = whisper.generate(features, disable_compile=True, **options)
+    for drafts in ({"assistant_model": assistant, "num_assistant_tokens": 3}, {"prompt_lookup_num_tokens": 3}):
+        for _ in range(2):
+            assert torch.equal(whisper.generate(features, **drafts, **options), wanted)
+
+
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("folds", [1, 5])

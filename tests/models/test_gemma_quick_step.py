@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from audiomm import LoraConfig, add_lora
-from audiomm.layers import experts, heads, norm
+from audiomm.layers import experts, heads, norm, projection
 from audiomm.models.gemma3n import Gemma3nForCausalLM, Gemma3nTextConfig
 from audiomm.models.gemma3n import step as gemma3n_step
 
@@ -121,9 +121,10 @@ def test_generation_writes_the_same_tokens_with_it_and_without(model, monkeypatc
 
 
 @pytest.mark.parametrize("kernel", [False, True], ids=["cpu", "gpu"])
-def test_in_bfloat16_it_is_as_near_to_float32_as_the_modules(model, request, kernel):
+def test_in_bfloat16_it_is_as_near_to_float32_as_the_modules(model, request, monkeypatch, kernel):
     if kernel:
         request.getfixturevalue("fused")
+        monkeypatch.setattr(projection, "_PACKED_BYTES", 0)
     rounded = copy.deepcopy(model).bfloat16()
     precise = copy.deepcopy(rounded).float()
     # Many rows: where a router is near to choosing another expert, rounding is a matter of luck.
@@ -213,6 +214,12 @@ def test_copies_and_saved_weights_are_those_of_a_model_without(gemmas):
     other.model.layers[0].mlp.up_proj.weight.zero_()
     assert model.model.layers[0].mlp.up_proj.weight.any()
     assert distance(other, other.quick_step()) < LIMIT
+
+
+def test_attention_on_another_stream_than_the_first_has_none(gemmas):
+    model = Gemma3nForCausalLM(Gemma3nTextConfig(**gemmas._SIZES_3N.TEXT | {"altup_active_idx": 1})).eval()
+    assert model.quick_step() is None
+    assert model.generate(torch.tensor([[5, 6]]), max_new_tokens=2, eos_token_id=None).shape == (1, 4)
 
 
 def hooked(model: Any) -> None:

@@ -144,11 +144,12 @@ def quick_routing(router: Router) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     The softmax of the best scores is what the softmax of all scores gives the best, brought to a sum of one.
     """
     project, scales, active = product(router.proj), router.per_expert_scale.detach(), router.active
-    softmax = torch.softmax
+    softmax, multiply = torch.softmax, torch.mul
 
     def route(normed: Tensor) -> tuple[Tensor, Tensor]:
         best, chosen = project(normed).topk(active)
-        return softmax(best, -1, dtype=torch.float32).mul_(scales[chosen]), chosen
+        # Worked out in float32, and written in the type that experts ask for.
+        return multiply(softmax(best, -1, dtype=torch.float32), scales[chosen], out=best), chosen
 
     return route
 

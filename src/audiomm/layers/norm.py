@@ -101,14 +101,8 @@ def quick_added_norm(weight: Tensor, eps: float, times: float = 1.0) -> Callable
     if has_norm_kernel(weight.device):
         norm = quick_norm(weight, eps)
         return lambda base, made, whole=None: base.add_(norm(made), alpha=times)
-    size_of, scale = quick_size(len(weight), eps), whole_scale(weight) * times
-
-    def spelled_out(base: Tensor, made: Tensor, whole: Tensor | None = None) -> Tensor:
-        size = size_of(made, whole)
-        scaled = made.mul_(scale) if made.dtype == scale.dtype else made * scale
-        return base.addcdiv_(scaled, size)
-
-    return spelled_out
+    size_of, add = quick_size(len(weight), eps), measured_added(weight, times)
+    return lambda base, made, whole=None: add(base, made, size_of(made, whole))
 
 
 def quick_measure(width: int, eps: float, device: torch.device) -> Callable[..., Tensor]:
@@ -122,16 +116,21 @@ def quick_measure(width: int, eps: float, device: torch.device) -> Callable[...,
     return lambda hidden, whole=None: rms_norm(hidden, shape, None, eps)
 
 
-def measured_added(weight: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """A function that writes base + RMSNorm(made) to `base`, and gives it back.
+def measured_added(weight: Tensor, times: float = 1.0) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """A function that writes base + times * RMSNorm(made) to `base`, and gives it back.
 
     It takes the base; what was made, which may be written over; and the `quick_measure` of this.
     """
     if has_norm_kernel(weight.device):
-        precise = weight.float()
+        precise = weight.float() * times
         return lambda base, made, measure: base.addcmul_(measure, precise)
-    scale = whole_scale(weight)
-    return lambda base, made, measure: base.addcdiv_(made.mul_(scale), measure)
+    scale = whole_scale(weight) * times
+
+    def spelled_out(base: Tensor, made: Tensor, measure: Tensor) -> Tensor:
+        scaled = made.mul_(scale) if made.dtype == scale.dtype else made * scale
+        return base.addcdiv_(scaled, measure)
+
+    return spelled_out
 
 
 def both_added(first: Tensor, second: Tensor) -> Callable[..., Tensor]:

@@ -100,12 +100,13 @@ def test_the_quick_step_gives_the_logits_of_the_slow_one(model, rows, fixed, pad
     assert torch.equal(found.argmax(-1), expected.argmax(-1))
 
 
+@pytest.mark.parametrize("beams", [1, 3], ids=["few rows", "many rows"])
 @pytest.mark.parametrize("fixed", [False, True])
-def test_the_fused_kernel_gives_the_same_as_products(model, fixed):
+def test_as_on_a_gpu_it_gives_the_same_as_on_a_cpu(model, fixed, beams):
     quick = model.quick_step()
-    expected = logits_of(model, quick, 5, padded=True, fixed=fixed)
+    expected = logits_of(model, quick, 5, beams, padded=True, fixed=fixed)
     quick.by_products = False
-    found = logits_of(model, quick, 5, padded=True, fixed=fixed)
+    found = logits_of(model, quick, 5, beams, padded=True, fixed=fixed)
     assert torch.allclose(found, expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
 
 
@@ -117,14 +118,19 @@ def test_all_kinds_of_configurations_have_it(options):
     assert torch.allclose(found, expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
 
 
-@pytest.mark.parametrize(("dtype", "fixed"), [(torch.bfloat16, False), (torch.bfloat16, True), (torch.float16, True)])
-def test_in_half_precision_it_is_as_near_to_float32_as_the_slow_step(dtype, fixed):
+@pytest.mark.parametrize(
+    ("dtype", "fixed", "kind"),
+    [(torch.bfloat16, False, "cpu"), (torch.bfloat16, True, "cpu"), (torch.float16, True, "cpu"),
+     (torch.bfloat16, True, "gpu"), (torch.float16, True, "gpu")],
+)  # fmt: skip
+def test_in_half_precision_it_is_as_near_to_float32_as_the_slow_step(dtype, fixed, kind):
     exact = logits_of(make(), slow(make()), 5)
     model = make(dtype)
-    assert model.quick_step() is not None
+    quick = model.quick_step()
+    if kind == "gpu":
+        quick.by_products = quick.attends_by_products = False
     errors = [
-        float((logits_of(model, step, 5, fixed=fixed) - exact).norm() / exact.norm())
-        for step in (model.quick_step(), slow(model))
+        float((logits_of(model, step, 5, fixed=fixed) - exact).norm() / exact.norm()) for step in (quick, slow(model))
     ]
     assert errors[0] <= 1.25 * errors[1] + 1e-4
 

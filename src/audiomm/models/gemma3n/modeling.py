@@ -76,6 +76,10 @@ class Gemma3nModel(Gemma3nPreTrainedModel):
     def get_decoder(self) -> Gemma3nTextModel:
         return self.language_model
 
+    def get_per_layer_input_embeddings(self) -> nn.Module:
+        """The table of per-layer embeddings."""
+        return self.language_model.embed_tokens_per_layer
+
     def freeze_towers(self) -> None:
         """Keep the weights of both towers from being trained; their embedders still are."""
         for tower in (self.vision_tower, self.audio_tower):

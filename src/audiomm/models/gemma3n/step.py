@@ -155,7 +155,7 @@ class Room(NamedTuple):
     own_and_first: Roomy | None = None
     predicted: Tensor | None = None
     before: Roomy | None = None
-    gated: Roomy = (None, None)
+    gated: tuple[Tensor | None, Tensor | None] = (None, None)
     all_predicted: Tensor | None = None
     made: Roomy | None = None
     places: tuple[Roomy | None, ...] = (None, None, None)
