@@ -117,6 +117,7 @@ _PUBLIC = {
         "Gemma4UnifiedModel",
         "Gemma4UnifiedProcessor",
         "Gemma4UnifiedTextConfig",
+        "Gemma4UnifiedTextModel",
         "Gemma4UnifiedVideoProcessor",
         "Gemma4UnifiedVisionConfig",
         "Gemma4VideoProcessor",

@@ -110,7 +110,7 @@ FAMILIES: dict[str, Family] = {
     "gemma4_assistant": _GEMMA4.part("Gemma4AssistantConfig", {"AutoModelForCausalLM": "Gemma4AssistantForCausalLM"}),
     "gemma4_unified": _GEMMA4_UNIFIED,
     "gemma4_unified_text": _GEMMA4_UNIFIED.part(
-        "Gemma4UnifiedTextConfig", {"AutoModelForCausalLM": "Gemma4UnifiedForCausalLM"}
+        "Gemma4UnifiedTextConfig", _text("Gemma4UnifiedTextModel", "Gemma4UnifiedForCausalLM")
     ),
     "gemma4_unified_assistant": _GEMMA4_UNIFIED.part(
         "Gemma4UnifiedAssistantConfig", {"AutoModelForCausalLM": "Gemma4UnifiedAssistantForCausalLM"}
@@ -267,7 +267,7 @@ class _AutoReader:
         """
         source, options = _split(pretrained_model_name_or_path, kwargs)
         config = kwargs.pop("config", None)
-        model_type = config.model_type if isinstance(config, PreTrainedConfig) else _model_type(source)
+        model_type = config.model_type if isinstance(config, PreTrainedConfig) else _model_type(source, cls.part)
         family = family_of(model_type, str(pretrained_model_name_or_path))
         name = getattr(family, cls.part)
         if not name:
@@ -275,8 +275,11 @@ class _AutoReader:
         return family.load(name).from_pretrained(pretrained_model_name_or_path, **options, **kwargs)
 
 
-def _model_type(source: Source) -> str | None:
-    """The model type in config.json, or what the names of the classes in the other files begin with."""
+def _model_type(source: Source, part: str) -> str | None:
+    """The model type in config.json, or what the names of the classes in the other files begin with.
+
+    Where a tokenizer, or another single part, is looked for, the whole name of its class is enough.
+    """
     path = source.find(CONFIG_NAME)
     if path is not None:
         return read_json(path).get("model_type")
@@ -288,6 +291,9 @@ def _model_type(source: Source) -> str | None:
         for key in ("processor_class", "tokenizer_class", "feature_extractor_type", "image_processor_type"):
             name = str(values.get(key, "")).lower()
             matches = [model_type for model_type in FAMILIES if name.startswith(model_type.replace("_", ""))]
+            if not matches and key.startswith(part):
+                name = name.removesuffix("fast")
+                matches = [kind for kind, family in FAMILIES.items() if str(getattr(family, part)).lower() == name]
             if matches:
                 return max(matches, key=len)
     source.require(CONFIG_NAME)

@@ -320,3 +320,51 @@ def test_only_the_main_process_writes(tiny_whisper, tmp_path):
 def test_an_unreadable_shard_size_is_refused(tiny_whisper, tmp_path, size):
     with pytest.raises(SaveError, match="max_shard_size"):
         tiny_whisper.save_pretrained(tmp_path, max_shard_size=size)
+
+
+# ---------------------------------------------------------------------- weights from elsewhere
+
+
+def test_a_state_dict_takes_the_place_of_the_files(tiny_whisper, tiny_whisper_folder):
+    doubled = {name: value * 2 for name, value in tiny_whisper.state_dict().items()}
+    model = WhisperForConditionalGeneration.from_pretrained(tiny_whisper_folder, state_dict=doubled)
+    assert torch.equal(model.model.encoder.conv1.weight, 2 * tiny_whisper.model.encoder.conv1.weight)
+    with torch.no_grad():
+        model.model.encoder.conv1.weight.zero_()
+    assert doubled["model.encoder.conv1.weight"].any(), "the model has copies"
+    alone = WhisperForConditionalGeneration.from_pretrained(None, config=tiny_whisper.config, state_dict=doubled)
+    assert torch.equal(alone.model.encoder.conv1.weight, doubled["model.encoder.conv1.weight"])
+    del doubled["model.encoder.conv1.weight"]
+    with pytest.raises(CheckpointMismatchError, match=r"missing: model\.encoder\.conv1\.weight"):
+        WhisperForConditionalGeneration.from_pretrained(tiny_whisper_folder, state_dict=doubled)
+    with pytest.raises(ConfigError, match="needs config=, a configuration, and state_dict="):
+        WhisperForConditionalGeneration.from_pretrained(None)
+
+
+def test_names_of_a_checkpoint_can_be_mapped(tiny_whisper, tiny_whisper_folder):
+    def rename(weights):
+        for name in [name for name in weights if name.startswith("model.decoder.")]:
+            weights[name.replace("model.decoder.", "writer.")] = weights.pop(name)
+
+    edit(tiny_whisper_folder, rename)
+    mapping = {r"^writer\.": "model.decoder."}
+    model = WhisperForConditionalGeneration.from_pretrained(tiny_whisper_folder, key_mapping=mapping)
+    assert same_weights(tiny_whisper, model)
+
+
+def test_shards_of_a_variant_are_named_as_in_transformers(tiny_whisper, tmp_path):
+    tiny_whisper.save_pretrained(tmp_path, max_shard_size="20KB", variant="fp16")
+    index = json.loads((tmp_path / "model.safetensors.index.fp16.json").read_text())
+    assert index["metadata"]["total_parameters"] == tiny_whisper.num_parameters()
+    assert {name.split("-")[0] for name in index["weight_map"].values()} == {"model.fp16"}
+    assert same_weights(tiny_whisper, WhisperForConditionalGeneration.from_pretrained(tmp_path, variant="fp16"))
+
+
+def test_attention_can_be_chosen_by_part(tiny_whisper, tiny_whisper_folder):
+    load = WhisperForConditionalGeneration.from_pretrained
+    assert load(tiny_whisper_folder, attn_implementation={"": "eager"}).config.attn_implementation == "eager"
+    for wrong in ("fast", {"": "fast"}, {"vision_config": "eager"}):
+        with pytest.raises(ConfigError, match=r"attn_implementation=.*accepted are .*, or a dict"):
+            load(tiny_whisper_folder, attn_implementation=wrong)
+        with pytest.raises(ConfigError, match=r"attn_implementation=.*accepted are .*, or a dict"):
+            AutoModel.from_config(tiny_whisper.config.copy(), attn_implementation=wrong)

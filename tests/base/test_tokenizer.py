@@ -335,6 +335,13 @@ def test_several_chat_templates_are_kept_by_name(tokenizer, tmp_path: Path):
     tokenizer.chat_template = {"default": "a", "tools": "b"}
     tokenizer.save_pretrained(tmp_path)
     assert PreTrainedTokenizer.from_pretrained(tmp_path).chat_template == {"default": "a", "tools": "b"}
+    assert (tmp_path / "chat_template.jinja").read_text() == "a"
+    (tmp_path / "additional_chat_templates" / "tools.jinja").write_text("c")
+    assert PreTrainedTokenizer.from_pretrained(tmp_path).chat_template == {"default": "a", "tools": "c"}
+    tokenizer.chat_template = {"../outside": "a", "tools": "b"}
+    tokenizer.save_pretrained(tmp_path / "again")
+    assert PreTrainedTokenizer.from_pretrained(tmp_path / "again").chat_template == tokenizer.chat_template
+    assert {path.name for path in (tmp_path / "again").iterdir()} == {"tokenizer.json", "tokenizer_config.json"}
 
 
 def test_older_files_beside_tokenizer_json_are_read(tmp_path: Path):

@@ -83,6 +83,12 @@ def test_without_a_pad_token_the_first_end_token_pads(toy, prompts):
     assert (got[0, 5:] == end).all()
 
 
+def test_minus_one_as_the_end_token_is_none(toy, prompts):
+    wanted = toy(eos_token_id=None).generate(prompts, max_new_tokens=8)
+    end = int(wanted[0, 7])
+    assert torch.equal(toy(eos_token_id=end).generate(prompts, max_new_tokens=8, eos_token_id=-1), wanted)
+
+
 def test_nobody_saying_how_long_gives_twenty_new_tokens(toy, prompts):
     assert toy(eos_token_id=None).generate(prompts).shape == (3, 25)
 

@@ -15,6 +15,7 @@ import pytest
 import soundfile
 import torch
 
+from audiomm import AutoImageProcessor, AutoTokenizer
 from audiomm.base.chat import TYPED_END, TYPED_START
 from audiomm.base.errors import (
     AudioLayoutError,
@@ -364,6 +365,19 @@ def test_the_older_layout_with_one_file_for_both_extractors_is_read(
     again = Gemma3nProcessor.from_pretrained(tmp_path)
     assert (again.audio_seq_length, again.image_seq_length, again.chat_template) == (5, 256, "old")
     assert again.feature_extractor.feature_size == 16 and again.image_processor.size == {"height": 32, "width": 32}
+
+
+def test_a_part_alone_is_found_by_its_class(gemma3n_processor: Gemma3nProcessor, tmp_path: Path) -> None:
+    gemma3n_processor.tokenizer.save_pretrained(tmp_path / "tokenizer")
+    again = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
+    assert (len(again), again("a b").input_ids) == (
+        len(gemma3n_processor.tokenizer),
+        gemma3n_processor.tokenizer("a b").input_ids,
+    )
+    gemma3n_processor.image_processor.save_pretrained(tmp_path / "pictures")
+    assert AutoImageProcessor.from_pretrained(tmp_path / "pictures").to_dict() == (
+        gemma3n_processor.image_processor.to_dict()
+    )
 
 
 def test_missing_and_wrong_parts_are_named(gemma3n_processor: Gemma3nProcessor, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models
 
-from audiomm.base.errors import ConfigError, EmptyAudioError, InputError, PlaceholderError
+from audiomm.base.errors import AudioLimitError, ConfigError, EmptyAudioError, InputError, PlaceholderError
 from audiomm.feature_extraction.image import Gemma4UnifiedImageProcessor
 from audiomm.feature_extraction.raw_frames import Gemma4UnifiedAudioFeatureExtractor
 from audiomm.feature_extraction.video import Gemma4UnifiedVideoProcessor
@@ -64,6 +64,14 @@ def test_every_medium_costs_what_it_has(
     assert inputs["num_frames_per_video"].tolist() == [3]
     assert not {"num_soft_tokens_per_image", "num_soft_tokens_per_video", "video_metadata"} & set(inputs)
     assert set(inputs) <= set(gemma4_processor.model_input_names) | {"input_features_mask"}
+
+
+def test_a_clip_of_more_tokens_than_the_model_was_made_for_is_refused(
+    gemma4_processor: Gemma4Processor, clip: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gemma4_processor, "audio_seq_length", 5)
+    with pytest.raises(AudioLimitError, match="clip 0 lasts 0.5 s and has 13 tokens; at most 5 are accepted"):
+        gemma4_processor(text=SOUND, audio=clip(0.5))
 
 
 @pytest.mark.parametrize("samples", [400, 1600, 8000, 12345])
@@ -142,7 +150,7 @@ def test_marks_without_media_are_an_error(gemma4_processor: Gemma4Processor, nam
 
 def test_a_vocabulary_without_media_tokens_is_named(gemma4_processor: Gemma4Processor, backend_of: Any) -> None:
     bare = GemmaTokenizer(tokenizer_object=backend_of([]))
-    assert bare.video_token_id == len(bare) - 1
+    assert bare.video_token is None and len(bare) == len(backend_of([]).get_vocab())
     with pytest.raises(ConfigError, match="no image_token, boi_token, eoi_token for image_processor"):
         Gemma4Processor(None, gemma4_processor.image_processor, bare, None)
 

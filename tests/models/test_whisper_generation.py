@@ -132,6 +132,35 @@ def test_times_are_written_at_the_precision_of_the_call(whisper):
         whisper.generate(features, time_precision=0, **options)
 
 
+def test_the_decoder_alone_goes_on_with_a_prompt(whisper, tmp_path):
+    features, prompt = noise(2, 40), torch.tensor([[3, 5, 7, 78]] * 2)
+    expected = whisper.generate(features, language="de", max_new_tokens=6)
+    whisper.save_pretrained(tmp_path)
+    decoder = WhisperForCausalLM.from_pretrained(tmp_path)
+    states = whisper.get_encoder()(features).last_hidden_state
+    assert torch.equal(decoder.generate(prompt, encoder_outputs=states, max_new_tokens=6)[:, 4:], expected)
+    beams = decoder.generate(prompt, encoder_outputs=(states,), max_new_tokens=6, num_beams=2)[:, 4:]
+    assert torch.equal(beams, whisper.generate(features, language="de", max_new_tokens=6, num_beams=2))
+
+
+def test_an_empty_task_is_no_task(whisper):
+    with pytest.raises(GenerationError, match="task='': accepted are 'transcribe' and 'translate'"):
+        whisper.generate(noise(1, 40), language="de", task="")
+
+
+def test_a_prompt_may_be_empty(whisper):
+    features = noise(1, 40)
+    tokens = [76, 3, 5, 7, 78]
+    for _ in range(6):
+        tokens.append(int(whisper(features, decoder_input_ids=torch.tensor([tokens])).logits[0, -1].argmax()))
+        if tokens[-1] == 2:
+            break
+    expected = [token for token in tokens[5:] if token != 2]
+    found = whisper.generate(features, language="de", prompt_ids=torch.tensor([76]), max_new_tokens=6)
+    assert found[0].tolist() == expected
+    assert expected != whisper.generate(features, language="de", max_new_tokens=6)[0].tolist()
+
+
 def test_a_known_language_beside_an_unknown_one(whisper):
     features = noise(2, 40)
     detected = whisper.generate(features, return_segments=True, return_timestamps=False)["languages"]

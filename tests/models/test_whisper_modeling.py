@@ -14,6 +14,8 @@ from audiomm import (
 )
 from audiomm.layers.embedding import sinusoids
 from audiomm.models.whisper.augment import spec_augment
+from audiomm.models.whisper.config import ACTIVATIONS
+from audiomm.models.whisper.layers import activation
 
 PREFIX = torch.tensor([[3, 10, 11, 12, 13], [3, 20, 21, 22, 23]])
 
@@ -21,6 +23,25 @@ PREFIX = torch.tensor([[3, 10, 11, 12, 13], [3, 20, 21, 22, 23]])
 @pytest.fixture
 def features():
     return torch.randn(2, 8, 40, generator=torch.Generator().manual_seed(5))
+
+
+def test_activations_are_what_their_names_say():
+    values = torch.linspace(-8, 8, 101)
+    gelu, silu = torch.nn.functional.gelu(values), values * torch.sigmoid(values)
+    wanted = {
+        "gelu": gelu, "gelu_python": gelu, "silu": silu, "swish": silu,
+        "quick_gelu": values * (1.702 * values).sigmoid(),
+        "relu": values.clamp(min=0), "relu2": values.clamp(min=0) ** 2, "relu6": values.clamp(0, 6), "linear": values,
+        "leaky_relu": values.clamp(min=0) + 0.01 * values.clamp(max=0), "sigmoid": values.sigmoid(),
+        "tanh": values.tanh(), "mish": values * torch.log(1 + values.exp()).tanh(),
+        **dict.fromkeys(
+            ("gelu_new", "gelu_fast", "gelu_pytorch_tanh"),
+            values / 2 * (1 + (0.7978845608 * (values + 0.044715 * values**3)).tanh()),
+        ),
+    }  # fmt: skip
+    assert wanted.keys() == set(ACTIVATIONS)
+    for name, expected in wanted.items():
+        torch.testing.assert_close(activation(name)(values), expected, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()

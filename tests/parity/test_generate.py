@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+import audiomm
+
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
 
 SEEDS = range(10)
@@ -163,10 +165,51 @@ def test_long_audio_gives_the_same_tokens(name: str, batch: int, pair: Any, nois
     assert len(lengths) > 1
 
 
-def test_segments_of_long_audio_are_the_same(pair: Any, noise_features: Any) -> None:
+def test_forced_tokens_are_the_language_and_the_task(pair: Any, noise_features: Any) -> None:
     for seed in SEEDS:
         theirs, ours = pair(seed=seed)
-        options = {**ENGLISH, "return_timestamps": True, "return_segments": True}
+        features = noise_features(seed)
+        forced = [[1, 104], [2, 105], [3, 110]]
+        theirs.generation_config.forced_decoder_ids = forced
+        expected = theirs.generate(features, max_new_tokens=16, **PLAIN)
+        assert same(expected, ours.generate(features, forced_decoder_ids=forced, max_new_tokens=16, **PLAIN))
+
+
+@pytest.mark.parametrize("name", ["plain", "beams", "own rule", "own limit", "own end", "sampling", "no top_k"])
+def test_the_decoder_alone_goes_on_with_a_prompt(name: str, pair: Any, inputs_for: Any, reference: Any) -> None:
+    for seed in SEEDS:
+        theirs, ours = pair("WhisperForCausalLM", seed=seed)
+        inputs = inputs_for("WhisperForCausalLM", seed)
+        inputs["encoder_outputs"] = inputs["encoder_outputs"][0]  # the reference gives beams no copies of a tuple
+        inputs["input_ids"].clamp_(max=99)  # no padding
+        results = []
+        for package, model in ((reference.generation, theirs), (audiomm.generation, ours)):
+            options: dict[str, Any] = {
+                "plain": {"eos_token_id": [5, 9]},
+                "beams": {"num_beams": 3},
+                "own rule": {"no_repeat_ngram_size": 3, "logits_processor": [package.NoRepeatNGramLogitsProcessor(1)]},
+                "own limit": {"stopping_criteria": [package.MaxLengthCriteria(21)]},
+                "own end": {"eos_token_id": 5, "stopping_criteria": [package.EosTokenCriteria(9)]},
+                "sampling": {"do_sample": True, "top_k": 7},
+                "no top_k": {"do_sample": True, "top_k": None, "temperature": 3.0},
+            }[name]
+            for rule in ("logits_processor", "stopping_criteria"):
+                kind = package.LogitsProcessorList if rule == "logits_processor" else package.StoppingCriteriaList
+                if rule in options:
+                    options[rule] = kind(options[rule])
+            torch.manual_seed(seed)
+            results.append(model.generate(**inputs, max_new_tokens=9, **options))
+        assert same(*results), f"seed {seed}: {results}"
+
+
+PRECISIONS = [{}, {"time_precision": 0.04, "time_precision_features": 0.03}]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_segments_of_long_audio_are_the_same(precision: dict[str, float], pair: Any, noise_features: Any) -> None:
+    for seed in SEEDS:
+        theirs, ours = pair(seed=seed)
+        options = {**ENGLISH, "return_timestamps": True, "return_segments": True, **precision}
         features = noise_features(seed, 1, frames_of(seed))
         expected, found = theirs.generate(features, **options), ours.generate(features, **options)
         assert same(expected["sequences"], found["sequences"])
@@ -178,8 +221,6 @@ def test_segments_of_long_audio_are_the_same(pair: Any, noise_features: Any) -> 
 
 
 def test_an_english_only_model_gives_the_same_tokens(reference_model: Any, noise_features: Any, tmp_path: Any) -> None:
-    import audiomm
-
     for seed in SEEDS:
         theirs = reference_model(seed=seed)
         theirs.generation_config.is_multilingual = False
@@ -196,8 +237,6 @@ def test_the_multilingual_vocabulary_of_the_hub_gives_the_same_tokens(
     reference: Any, reference_model: Any, noise_features: Any, tmp_path: Any
 ) -> None:
     """Real ids, all 51,865 of them; timestamps beyond the short window of this model are forbidden."""
-    import audiomm
-
     ids = {"pad_token_id": 50257, "bos_token_id": 50257, "eos_token_id": 50257, "decoder_start_token_id": 50258}
     theirs = reference_model(seed=1, vocab_size=51865, d_model=24, encoder_layers=1, decoder_layers=1, **ids,
                              begin_suppress_tokens=[220, 50257])  # fmt: skip

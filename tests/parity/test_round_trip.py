@@ -108,6 +108,15 @@ def test_shards_are_read_by_the_reference(
     assert difference(ours, theirs, inputs_for("WhisperForConditionalGeneration")) <= CLOSE
 
 
+def test_sharded_variants_go_both_ways(reference: Any, pair: Any, tmp_path: Path) -> None:
+    kind = "WhisperForConditionalGeneration"
+    for saved, package in zip(pair(kind, seed=11), (audiomm, reference), strict=True):
+        folder = tmp_path / package.__name__
+        saved.save_pretrained(folder, max_shard_size="20KB", variant="fp16")
+        loaded = getattr(package, kind).from_pretrained(folder, variant="fp16").state_dict()
+        assert all(torch.equal(value, loaded[name]) for name, value in saved.state_dict().items())
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_keeps_every_bit_both_ways(
     dtype: str, reference: Any, reference_model: Any, inputs_for: Any, tmp_path: Path

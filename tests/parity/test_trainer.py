@@ -109,7 +109,7 @@ def test_twenty_steps_are_the_same(name: str, reference: Any, loaded: Any, tmp_p
     for one, other in zip(theirs_log, ours_log, strict=True):
         assert set(one) - {"total_flos", "eval_model_preparation_time"} == set(other), (one, other)
         for key in ("loss", "grad_norm", "learning_rate", "epoch", "step", "eval_loss", "train_loss"):
-            if key in one:
+            if key in one and not (key == "epoch" and split):  # fractions of an epoch are told by batches
                 assert close(one[key], other[key]), (key, one, other)
     assert close(expected_result.training_loss, result.training_loss)
     assert expected_result.global_step == result.global_step == STEPS

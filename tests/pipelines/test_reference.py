@@ -51,6 +51,12 @@ def test_long_audio_needs_no_timestamps(toy: Any, long_tones: np.ndarray) -> Non
     assert toy(long_tones, language="de") == {"text": with_times["text"]}
 
 
+def test_samples_that_fill_no_frame_make_no_second_window(toy: Any, long_tones: np.ndarray) -> None:
+    window = toy(long_tones[:480_000], language="de")
+    assert toy(long_tones[:480_159], language="de") == window
+    assert toy(long_tones[:480_160], language="de") != window
+
+
 def test_a_batch_of_all_lengths_hears_what_each_hears_alone(toy: Any, long_tones: np.ndarray) -> None:
     items = [long_tones[:80000], long_tones, long_tones[:560123], long_tones[:480000]]
     alone = [toy(item, return_timestamps=True, return_language=True) for item in items]

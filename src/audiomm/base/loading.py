@@ -71,12 +71,14 @@ class LoadingReport:
         return " Is it of this class and these sizes? strict=False loads what fits and initialises the rest."
 
 
-def compare(model: Any, checkpoint: Checkpoint) -> LoadingReport:
+def compare(model: Any, checkpoint: Checkpoint, key_mapping: dict[str, str] | None = None) -> LoadingReport:
+    """What of a checkpoint goes where; `key_mapping` has patterns of its names, and what is to be written instead."""
     report = LoadingReport(model, checkpoint)
     needed = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     for name in model.active_ties():
         needed.pop(name, None)
-    originals = {_rename(model, name): name for name in checkpoint.shapes}
+    renamed = (*(key_mapping or {}).items(), *model.renamed_weights)
+    originals = {_rename(renamed, name): name for name in checkpoint.shapes}
     known = {name: originals[source] for name, source in _translate(model, set(needed), list(originals)).items()}
     for name, shape in needed.items():
         source = known.pop(name, None)
@@ -91,9 +93,9 @@ def compare(model: Any, checkpoint: Checkpoint) -> LoadingReport:
     return report
 
 
-def _rename(model: Any, name: str) -> str:
+def _rename(renamed: tuple[tuple[str, str], ...], name: str) -> str:
     """The name by which this class knows a tensor that a checkpoint of another class or age calls `name`."""
-    for pattern, replacement in model.renamed_weights:
+    for pattern, replacement in renamed:
         name = re.sub(pattern, replacement, name)
     return name
 

@@ -30,13 +30,16 @@ from .quantization import (
     stand_in,
 )
 from .staging import staged
-from .weights import find_checkpoint, parse_dtype, save_weights, weight_files
+from .weights import GivenWeights, find_checkpoint, parse_dtype, save_weights, weight_files
 
 # Weights of checkpoints up to this size are looked through for NaN and infinity while loading.
 _VERIFY_BYTES = 2 * 2**30
 
 # Accepted for the sake of calls written for transformers; they ask for what is always done here, or for nothing.
-_NO_EFFECT = ("low_cpu_mem_usage", "trust_remote_code", "resume_download", "weights_only", "_fast_init")
+_NO_EFFECT = (
+    "low_cpu_mem_usage", "trust_remote_code", "code_revision", "resume_download", "weights_only", "disable_mmap",
+    "_fast_init",
+)  # fmt: skip
 
 
 class PreTrainedModel(nn.Module):
@@ -146,19 +149,13 @@ class PreTrainedModel(nn.Module):
         """The model without its head; the model itself when it has none."""
         return getattr(self, self.base_model_prefix, self)
 
-    def set_attn_implementation(self, attn_implementation: str) -> None:
-        """Choose "sdpa" or "eager" attention for all further calls.
+    def set_attn_implementation(self, attn_implementation: str | dict[str, str]) -> None:
+        """Choose "sdpa" or "eager" attention for all further calls, or for parts: {"vision_config": "eager"}.
 
         Raises:
             ConfigError: Another name was given.
         """
-        if attn_implementation not in ATTENTION_IMPLEMENTATIONS:
-            raise ConfigError(
-                f"attn_implementation={attn_implementation!r}: accepted are {' and '.join(ATTENTION_IMPLEMENTATIONS)}."
-            )
-        self.config.attn_implementation = attn_implementation
-        for part in self.config.parts():
-            part.attn_implementation = attn_implementation
+        _choose_attention(self.config, attn_implementation)
 
     # ------------------------------------------------------------------ embeddings and training switches
 
@@ -240,7 +237,7 @@ class PreTrainedModel(nn.Module):
     def _from_config(cls, config: PreTrainedConfig, **kwargs: Any) -> Self:
         """A model with initial weights; kwargs: dtype, attn_implementation."""
         if kwargs.get("attn_implementation"):
-            config.attn_implementation = kwargs["attn_implementation"]
+            _choose_attention(config, kwargs["attn_implementation"])
         model = cls(config)
         dtype = parse_dtype(kwargs.get("dtype", kwargs.get("torch_dtype")))
         return model if dtype is None else model.to(dtype)
@@ -248,13 +245,15 @@ class PreTrainedModel(nn.Module):
     @classmethod
     def from_pretrained(
         cls,
-        pretrained_model_name_or_path: str | os.PathLike[str],
+        pretrained_model_name_or_path: str | os.PathLike[str] | None,
         *,
         config: PreTrainedConfig | str | os.PathLike[str] | None = None,
+        state_dict: dict[str, Tensor] | None = None,
+        key_mapping: dict[str, str] | None = None,
         dtype: str | torch.dtype | None = "auto",
         device: str | torch.device | None = None,
         device_map: Any = None,
-        attn_implementation: str | None = None,
+        attn_implementation: str | dict[str, str] | None = None,
         output_loading_info: bool = False,
         ignore_mismatched_sizes: bool = False,
         strict: bool = True,
@@ -269,12 +268,16 @@ class PreTrainedModel(nn.Module):
         """Load a model from a folder, a hub id or the name of a bundled model, in eval mode.
 
         Args:
-            pretrained_model_name_or_path: Folder with config.json and safetensors, or hub id.
+            pretrained_model_name_or_path: Folder with config.json and safetensors, or hub id; None with a
+                configuration and a state_dict.
             config: Configuration to use instead of the checkpoint's.
+            state_dict: Weights to load instead of the checkpoint's.
+            key_mapping: Patterns (as of `re.sub`) of names in the checkpoint, and what to write instead.
             dtype: Type of the weights: "auto" is the one they are saved in; None is float32.
             device: Where the model goes.
             device_map: Placement by accelerate instead: "auto", a device, or {module name: device}.
-            attn_implementation: "sdpa" (default) or "eager".
+            attn_implementation: "sdpa" (default) or "eager"; or a dict of these by part ("text_config", ...; "" is
+                the whole).
             output_loading_info: Return (model, report of names) instead of the model.
             ignore_mismatched_sizes: Initialise weights of another shape anew, with a warning, instead of failing.
             strict: False initialises missing weights anew and skips unknown ones, with a warning, instead of failing.
@@ -299,13 +302,15 @@ class PreTrainedModel(nn.Module):
         for name in _NO_EFFECT:
             kwargs.pop(name, None)
         dtype = kwargs.pop("torch_dtype", dtype)
-        source = Source.take(pretrained_model_name_or_path, kwargs)
+        if pretrained_model_name_or_path is None and not (isinstance(config, PreTrainedConfig) and state_dict):
+            raise ConfigError("from_pretrained(None) needs config=, a configuration, and state_dict=, the weights.")
+        source = Source.take(pretrained_model_name_or_path or "", kwargs)
         config = cls._load_config(source, config, attn_implementation, kwargs)
-        checkpoint = find_checkpoint(source, variant)
+        checkpoint = find_checkpoint(source, variant) if state_dict is None else GivenWeights.of(state_dict)
         with torch.device("meta"):
             model = cls(config)
-        model.name_or_path = str(pretrained_model_name_or_path)
-        report = compare(model, checkpoint)
+        model.name_or_path = str(source.name)
+        report = compare(model, checkpoint, key_mapping)
         fresh = report.settle(ignore_mismatched_sizes=ignore_mismatched_sizes, strict=strict)
         target = pick_dtype(dtype, config, checkpoint)
         devices = plan_devices(model, device_map, device, target, max_memory)
@@ -325,14 +330,15 @@ class PreTrainedModel(nn.Module):
         if scheme is not None:
             model.requires_grad_(False)
         model.config.dtype = str(target).removeprefix("torch.")
-        model.load_side_files(source)
+        if source.name:
+            model.load_side_files(source)
         model.eval()
         dispatch(model, devices, offload_folder)
         return (model, report.to_dict()) if output_loading_info else model
 
     @classmethod
     def _load_config(
-        cls, source: Source, config: Any, attn_implementation: str | None, overrides: dict[str, Any]
+        cls, source: Source, config: Any, attn_implementation: Any, overrides: dict[str, Any]
     ) -> PreTrainedConfig:
         if isinstance(config, PreTrainedConfig):
             config = config.copy()
@@ -348,13 +354,7 @@ class PreTrainedModel(nn.Module):
                     f"nor a field of {cls.config_class.__name__}."
                 )
         if attn_implementation is not None:
-            if attn_implementation not in ATTENTION_IMPLEMENTATIONS:
-                raise ConfigError(
-                    f"attn_implementation={attn_implementation!r}: accepted are "
-                    f"{' and '.join(ATTENTION_IMPLEMENTATIONS)}."
-                )
-            for part in (config, *config.parts()):
-                part.attn_implementation = attn_implementation
+            _choose_attention(config, attn_implementation)
         return config
 
     def load_side_files(self, source: Source) -> None:
@@ -371,7 +371,7 @@ class PreTrainedModel(nn.Module):
         *,
         is_main_process: bool = True,
         state_dict: dict[str, Tensor] | None = None,
-        max_shard_size: int | str = "5GB",
+        max_shard_size: int | str = "50GB",
         variant: str | None = None,
         push_to_hub: bool = False,
         **kwargs: Any,
@@ -433,6 +433,24 @@ class PreTrainedModel(nn.Module):
         api = HfApi(token=token)
         repo = api.create_repo(repo_id, private=private, exist_ok=True)
         return str(api.upload_folder(repo_id=repo.repo_id, folder_path=Path(folder), commit_message=commit_message))
+
+
+def _choose_attention(config: PreTrainedConfig, chosen: str | dict[str, str]) -> None:
+    """Write into a configuration and its parts which attention they take.
+
+    Raises:
+        ConfigError: There is no such attention, or no such part.
+    """
+    by_part = chosen if isinstance(chosen, dict) else {"": chosen}
+    for name, value in by_part.items():
+        part = getattr(config, name, None) if name else config
+        if value not in ATTENTION_IMPLEMENTATIONS or not isinstance(part, PreTrainedConfig):
+            raise ConfigError(
+                f"attn_implementation={chosen!r}: accepted are {' and '.join(ATTENTION_IMPLEMENTATIONS)}, or a dict of "
+                f"these by part of the configuration."
+            )
+        for one in (part, *part.parts()) if name or not isinstance(chosen, dict) else (part,):
+            one.attn_implementation = value
 
 
 def _resized_rows(weight: Tensor, rows: int) -> Tensor:

@@ -19,6 +19,8 @@ from .hub import Source, atomic_write, make_folder, read_json, write_json
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
+#: Folder of the chat templates that go by another name than "default", a file each.
+TEMPLATES_FOLDER = "additional_chat_templates"
 
 #: A vocabulary of 262,144 entries with its merges takes 34 MB; anything far beyond is not a tokenizer.
 MAX_TOKENIZER_BYTES = 64 * 2**20
@@ -57,7 +59,12 @@ def read_settings(source: Source) -> dict[str, Any]:
     settings["added_tokens_decoder"] = dict(sorted(added.items()))
     template_path = source.find(TEMPLATE_FILE)
     if template_path:
-        settings["chat_template"] = template_path.read_text(encoding="utf-8")
+        named = settings.get("chat_template")
+        listed = {item["name"]: item["template"] for item in named} if isinstance(named, list) else {}
+        files = [template_path, *sorted((template_path.parent / TEMPLATES_FOLDER).glob("*.jinja"))]
+        texts = [path.read_text(encoding="utf-8") for path in files]
+        found = listed | dict(zip(["default", *(path.stem for path in files[1:])], texts, strict=True))
+        settings["chat_template"] = found if len(found) > 1 else texts[0]
     return settings
 
 
@@ -96,7 +103,7 @@ def byte_level_bpe(vocab: str | dict[str, int], merges: str | list[Any], add_pre
 
 
 def write_tokenizer(folder: str | Path, backend: Tokenizer, settings: dict[str, Any]) -> list[str]:
-    """Write tokenizer.json, tokenizer_config.json and, for one chat template, chat_template.jinja.
+    """Write tokenizer.json, tokenizer_config.json and chat templates, the default one to chat_template.jinja.
 
     Raises:
         SaveError: The folder cannot be made or written.
@@ -107,12 +114,16 @@ def write_tokenizer(folder: str | Path, backend: Tokenizer, settings: dict[str, 
     settings = {name: value for name, value in settings.items() if name not in _NOT_SAVED}
     written = [place / TOKENIZER_FILE, place / CONFIG_FILE]
     template = settings.pop("chat_template", None)
-    if isinstance(template, str):
-        with atomic_write(place / TEMPLATE_FILE) as temporary:
-            temporary.write_text(template, encoding="utf-8")
-        written.append(place / TEMPLATE_FILE)
-    elif template:
-        settings["chat_template"] = [{"name": name, "template": text} for name, text in template.items()]
+    templates = {"default": template} if isinstance(template, str) else template or {}
+    if templates and not isinstance(template, str):  # what is on the hub cannot be looked through for files
+        settings["chat_template"] = [{"name": name, "template": text} for name, text in templates.items()]
+    for name, text in templates.items():
+        if Path(name).name != name or "default" not in templates:
+            continue
+        path = place / TEMPLATE_FILE if name == "default" else make_folder(place / TEMPLATES_FOLDER) / f"{name}.jinja"
+        with atomic_write(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        written.append(path)
     write_json(place / CONFIG_FILE, _checked_json(settings))
     return [str(path) for path in written]
 

@@ -55,6 +55,36 @@ class Checkpoint:
         return sum(path.stat().st_size for path in set(self.files.values()))
 
 
+@dataclass
+class GivenWeights(Checkpoint):
+    """A state dict in the place of files.
+
+    Attributes:
+        given: The tensors; they are copied, so that the model does not share them.
+    """
+
+    given: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, given: dict[str, Tensor]) -> GivenWeights:
+        kinds = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64"}
+        return cls(
+            "state_dict",
+            files=dict.fromkeys(given, Path("state_dict")),
+            shapes={name: tuple(tensor.shape) for name, tensor in given.items()},
+            dtypes={name: kinds.get(tensor.dtype, str(tensor.dtype)) for name, tensor in given.items()},
+            given=given,
+        )
+
+    def tensors(self, names: Iterator[str] | list[str]) -> Iterator[tuple[str, Tensor]]:
+        for name in names:
+            yield name, self.given[name].detach().clone()
+
+    @property
+    def bytes_on_disk(self) -> int:
+        return sum(tensor.nbytes for tensor in self.given.values())
+
+
 def find_checkpoint(source: Source, variant: str | None = None) -> Checkpoint:
     """The weights of a folder or hub repository, single or sharded; only headers are read.
 
@@ -82,7 +112,9 @@ def find_checkpoint(source: Source, variant: str | None = None) -> Checkpoint:
 
 
 def _with_variant(filename: str, variant: str | None) -> str:
-    return filename if variant is None else filename.replace("model.safetensors", f"model.{variant}.safetensors", 1)
+    """The variant stands before the last ending, as transformers writes it."""
+    stem, _, ending = filename.rpartition(".")
+    return filename if variant is None else f"{stem}.{variant}.{ending}"
 
 
 def _read_sharded(source: Source, index_path: Path) -> Checkpoint:
@@ -161,7 +193,7 @@ def _refuse_duplicate_names(path: Path) -> None:
 
 
 def save_weights(
-    tensors: dict[str, Tensor], folder: Path, max_shard_size: int | str = "5GB", variant: str | None = None
+    tensors: dict[str, Tensor], folder: Path, max_shard_size: int | str = "50GB", variant: str | None = None
 ) -> list[str]:
     """Write tensors as one safetensors file, or as shards with an index when they are larger than `max_shard_size`.
 
@@ -191,7 +223,8 @@ def save_weights(
         save_tensors(shard, folder / name)
     if count > 1:
         weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
-        content = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        parameters = sum(tensor.numel() for tensor in tensors.values())
+        content = {"metadata": {"total_parameters": parameters, "total_size": total}, "weight_map": weight_map}
         write_json(folder / _with_variant(INDEX_NAME, variant), content)
     return names
 
@@ -224,7 +257,8 @@ def parse_size(size: int | str) -> int:
     """Bytes of "5GB", "200MB", "1GiB" or a number."""
     if isinstance(size, int):
         return size
-    units = {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9, "B": 1}
+    binary = {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+    units = {**binary, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "B": 1}
     text = size.strip().upper()
     for unit, factor in units.items():
         number = text.removesuffix(unit)

@@ -183,8 +183,8 @@ class GenerationConfig:
 
     @property
     def eos_ids(self) -> list[int]:
-        """The end tokens as a list, empty when there are none."""
-        return _as_ids(self.eos_token_id)
+        """The end tokens as a list, empty when there are none, or -1 says so."""
+        return [token for token in _as_ids(self.eos_token_id) if token >= 0]
 
     def filled(self) -> GenerationConfig:
         """A copy in which fields that were None and have a default hold it."""

@@ -95,6 +95,11 @@ def _words(value: Any) -> str | None:
     return None if all(_is_ids(word) and len(word) > 0 for word in value) else wanted
 
 
+def _ends(value: Any) -> str | None:
+    wrong = None if _is_integer(value) and value == -1 else _tokens(value)
+    return wrong and f"{wrong}, or -1 for texts that no token ends"
+
+
 def _biases(value: Any) -> str | None:
     wanted = "a list of [[token ids], bias] pairs, or a dict from tuples of token ids to a bias"
     pairs = list(value.items()) if isinstance(value, dict) else value
@@ -176,7 +181,7 @@ FIELDS: dict[str, Rule] = {
     # special tokens
     "pad_token_id": _token,
     "bos_token_id": _token,
-    "eos_token_id": _tokens,
+    "eos_token_id": _ends,
     "decoder_start_token_id": _tokens,
     # drafting
     "is_assistant": _flag,

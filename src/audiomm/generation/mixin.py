@@ -152,6 +152,33 @@ class GenerationMixin:
             return output.sequences
         return output
 
+    def compute_transition_scores(
+        self,
+        sequences: Tensor,
+        scores: Sequence[Tensor],
+        beam_indices: Tensor | None = None,
+        normalize_logits: bool = False,
+    ) -> Tensor:
+        """The score that each generated token had when it was chosen.
+
+        Args:
+            sequences: (rows, tokens) as `generate(..., return_dict_in_generate=True, output_scores=True)` gives them.
+            scores: Its `scores`, one (rows or beams, vocabulary) tensor a step.
+            beam_indices: Its `beam_indices` after a beam search.
+            normalize_logits: Make scores log-probabilities first.
+
+        Returns:
+            (rows, generated tokens), 0 behind the end of a row's beam.
+        """
+        steps = torch.stack(tuple(scores))
+        steps = steps.log_softmax(dim=-1) if normalize_logits else steps
+        if beam_indices is None:
+            beam_indices = torch.arange(len(sequences), device=sequences.device)[:, None].expand(-1, len(steps))
+        beams = beam_indices[:, : int((beam_indices >= 0).sum(dim=1).max())]
+        tokens = sequences[:, sequences.shape[1] - beams.shape[1] :]
+        places = torch.arange(beams.shape[1], device=beams.device)
+        return steps[places, beams.clamp(min=0), tokens].masked_fill(beams < 0, 0.0)
+
     def _resolve(
         self, generation_config: GenerationConfig | None, kwargs: dict[str, Any]
     ) -> tuple[GenerationConfig, dict[str, Any]]:

@@ -282,7 +282,9 @@ class AutomaticSpeechRecognitionPipeline(Pipeline):
                 yield Heard(under_way.pop(row), found["segments"], found["language"])
 
     def _is_long(self, piece: Piece) -> bool:
-        return len(piece.samples) > int(self.feature_extractor.n_samples)
+        # Samples that fill no further frame make no second window.
+        extractor = self.feature_extractor
+        return len(piece.samples) // int(extractor.hop_length) > int(extractor.nb_max_frames)
 
     def _assembler(self) -> Assembler:
         extractor = self.feature_extractor

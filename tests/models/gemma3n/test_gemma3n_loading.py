@@ -153,6 +153,7 @@ def test_a_table_elsewhere_stays_there_and_is_not_trained(model, ids, tmp_path, 
     model.save_pretrained(tmp_path)
     loaded = Gemma3nForConditionalGeneration.from_pretrained(tmp_path, per_layer_embeddings=placement)
     table = loaded.get_per_layer_input_embeddings()
+    assert table is loaded.model.get_per_layer_input_embeddings()
     place = table.weight.data_ptr()
     loaded.to(torch.float64).train()
     assert table.weight.dtype == torch.float32 and table.weight.data_ptr() == place

@@ -19,6 +19,7 @@ from .unified import (
     Gemma4UnifiedForCausalLM,
     Gemma4UnifiedForConditionalGeneration,
     Gemma4UnifiedModel,
+    Gemma4UnifiedTextModel,
 )
 from .variants import (
     Gemma4AssistantConfig,
@@ -58,6 +59,7 @@ __all__ = [
     "Gemma4UnifiedModel",
     "Gemma4UnifiedProcessor",
     "Gemma4UnifiedTextConfig",
+    "Gemma4UnifiedTextModel",
     "Gemma4UnifiedVideoProcessor",
     "Gemma4UnifiedVisionConfig",
     "Gemma4VideoProcessor",

@@ -258,7 +258,8 @@ class Gemma4ForCausalLM(Gemma4WithTokenHead):
         Args:
             input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, per_layer_inputs: As
                 in `Gemma4TextModel.forward`.
-            labels: (rows, tokens) with -100 where no loss is wanted; each is compared with the scores before it.
+            labels: (rows, tokens) with -100 where no loss is wanted, as at padding; each is compared with the scores
+                before it.
             logits_to_keep: Score the last so many positions, or those at these columns (kept,); 0 is all.
             num_items_in_batch: Divide the loss by this number of labels instead of those of this batch.
             loss_positions_only: Score only columns that some label follows, and run the layers that share keys and

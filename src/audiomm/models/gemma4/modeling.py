@@ -78,6 +78,10 @@ class Gemma4Model(Gemma4PreTrainedModel):
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.language_model.set_input_embeddings(value)
 
+    def get_per_layer_input_embeddings(self) -> nn.Module:
+        """The table of per-layer embeddings."""
+        return self.language_model.embed_tokens_per_layer
+
     # ------------------------------------------------------------------ features
 
     def get_image_features(
@@ -464,8 +468,7 @@ class Gemma4ForConditionalGeneration(Gemma4WithTokenHead):
         """Scores of the next tokens, and the loss against `labels`.
 
         Args:
-            labels: (rows, tokens) with -100 where no loss is wanted, padding included.
-            logits_to_keep, num_items_in_batch, loss_positions_only: As in `Gemma4ForCausalLM.forward`.
+            labels, logits_to_keep, num_items_in_batch, loss_positions_only: As in `Gemma4ForCausalLM.forward`.
 
         The other arguments are those of `Gemma4Model.forward`.
         """

@@ -28,7 +28,7 @@ from ...feature_extraction.placeholders import Rows, check_counts, expand, is_cl
 from ...feature_extraction.raw_frames import Gemma4UnifiedAudioFeatureExtractor
 from .packing import clips_made_before, clips_of, indices_of, pictures_made_before, pictures_of, shares
 from .processing import Gemma4Processor, Gemma4UnifiedProcessor, time_stamp
-from .tokenizer import GemmaTokenizer
+from .tokenizer import VIDEO_TOKEN, GemmaTokenizer
 
 
 @dataclass
@@ -446,7 +446,7 @@ class Gemma4CausalLMPreprocessor(FromPreset):
         return texts
 
     def _frames_text(self, times: Sequence[float], tokens: int) -> str:
-        block = f"{self.tokenizer.boi_token}{self.tokenizer.video_token * tokens}{self.tokenizer.eoi_token}"
+        block = f"{self.tokenizer.boi_token}{VIDEO_TOKEN * tokens}{self.tokenizer.eoi_token}"
         return " ".join(f"{time_stamp(seconds)} {block}" for seconds in times)
 
     # ------------------------------------------------------------------------------------------------ what comes out

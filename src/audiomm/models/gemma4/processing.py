@@ -20,7 +20,7 @@ from ...feature_extraction.video import Gemma4UnifiedVideoProcessor, Gemma4Video
 from .answer import parse_answer
 from .chat import CHAT_TEMPLATE
 from .config import Gemma4AudioConfig
-from .tokenizer import GemmaTokenizer
+from .tokenizer import VIDEO_TOKEN, GemmaTokenizer
 from .variants import Gemma4UnifiedAudioConfig
 
 logger = logging.getLogger("audiomm.models.gemma4")
@@ -153,7 +153,7 @@ class Gemma4Processor(MultimodalProcessor):
                 _FALLBACK_FPS,
             )
             metadata.fps = _FALLBACK_FPS
-        block = f"{self.boi_token}{self.tokenizer.video_token * count}{self.eoi_token}"
+        block = f"{self.boi_token}{VIDEO_TOKEN * count}{self.eoi_token}"
         return " ".join(f"{time_stamp(seconds)} {block}" for seconds in metadata.timestamps)
 
     def parse_response(

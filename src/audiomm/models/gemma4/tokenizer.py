@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 from tokenizers import Tokenizer
 
@@ -40,18 +40,19 @@ class GemmaTokenizer(SentencePieceTokenizer):
     def _name_special_tokens(self, settings: Mapping[str, Any]) -> None:
         self._tokenizer = _with_video(self._tokenizer)
         super()._name_special_tokens(settings)
-        # Unnamed, as the published processors add it, so that files written here and there are the same.
-        self.add_special_tokens({"additional_special_tokens": [VIDEO_TOKEN]}, replace_extra_special_tokens=False)
+        if self._tokenizer.token_to_id(self.media_tokens["image_token"]) is not None:  # else it is Gemma 3n's
+            # Unnamed, as the published processors add it, so that files written here and there are the same.
+            self.add_special_tokens({"additional_special_tokens": [VIDEO_TOKEN]}, replace_extra_special_tokens=False)
 
     @property
-    def video_token(self) -> str:
-        """What stands for one token of a video's frame."""
-        return VIDEO_TOKEN
+    def video_token(self) -> str | None:
+        """What stands for one token of a video's frame; None in a vocabulary without media, or of Gemma 3n."""
+        return None if self.video_token_id is None else VIDEO_TOKEN
 
     @property
-    def video_token_id(self) -> int:
+    def video_token_id(self) -> int | None:
         """Its id."""
-        return cast(int, self._tokenizer.token_to_id(VIDEO_TOKEN))
+        return self._tokenizer.token_to_id(VIDEO_TOKEN)
 
 
 GemmaTokenizerFast = GemmaTokenizer

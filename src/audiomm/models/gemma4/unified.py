@@ -17,6 +17,7 @@ from .audio import Gemma4AudioModelOutput
 from .heads import Gemma4ForCausalLM
 from .media import Gemma4FeatureOutput, Gemma4MultimodalEmbedder
 from .modeling import Gemma4ForConditionalGeneration, Gemma4Model
+from .text import Gemma4TextModel
 from .variants import Gemma4UnifiedConfig, Gemma4UnifiedTextConfig, Gemma4UnifiedVisionConfig
 from .weights import UNIFIED_NAMES
 
@@ -143,6 +144,13 @@ class Gemma4UnifiedForConditionalGeneration(Gemma4ForConditionalGeneration):
     config: Gemma4UnifiedConfig
     model_class: ClassVar[type[Gemma4Model]] = Gemma4UnifiedModel
     renamed_weights: ClassVar[tuple[tuple[str, str], ...]] = UNIFIED_NAMES
+
+
+class Gemma4UnifiedTextModel(Gemma4TextModel):
+    """The text stack of the 12B alone."""
+
+    config_class: ClassVar[type[PreTrainedConfig]] = Gemma4UnifiedTextConfig
+    config: Gemma4UnifiedTextConfig
 
 
 class Gemma4UnifiedForCausalLM(Gemma4ForCausalLM):

@@ -103,7 +103,8 @@ def begin(
         kwargs.setdefault("top_k", 0)
     config, extra = model._resolve(generation_config, kwargs)
     if extra:
-        raise GenerationError(f"{sorted(extra)[0]!r} cannot be passed to Whisper's generate(); leave it out.")
+        hint = ": language, task, prompt_ids and prefix_ids make the prompt" if "decoder_input_ids" in extra else ""
+        raise GenerationError(f"{sorted(extra)[0]!r} cannot be passed to Whisper's generate(); leave it out{hint}.")
     features, lengths = _features(model, input_features, attention_mask, encoder_outputs)
     is_long = int(lengths.max()) > model.config.window_frames if encoder_outputs is None else False
     options = _options(

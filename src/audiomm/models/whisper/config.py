@@ -15,7 +15,10 @@ FRAMES_PER_POSITION = 2
 #: Log-mel frames per second: hop of 160 samples at 16 kHz.
 FRAMES_PER_SECOND = 100
 
-ACTIVATIONS = ("gelu", "relu", "silu", "gelu_new")
+ACTIVATIONS = (
+    "gelu", "gelu_new", "gelu_fast", "gelu_python", "gelu_pytorch_tanh", "quick_gelu", "relu", "relu2", "relu6",
+    "leaky_relu", "silu", "swish", "mish", "sigmoid", "tanh", "linear",
+)  # fmt: skip
 
 
 class WhisperConfig(PreTrainedConfig):

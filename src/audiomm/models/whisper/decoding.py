@@ -297,7 +297,9 @@ class WindowDecoder:
             text = _last(words + past, room)
         else:
             text = words if not recording.windows else []
-        if not text or opening == [None]:
+        # A prompt may be empty: <|startofprev|> alone says that something was.
+        is_prompted = bool(text) or (bool(given) and not recording.windows)
+        if not is_prompted or opening == [None]:
             return recording.start_tokens
         return [*opening, *text, *recording.start_tokens]
 

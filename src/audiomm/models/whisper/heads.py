@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from ...base.errors import ShapeError
 from ...base.outputs import CausalLMOutput, ModelOutput, Seq2SeqLMOutput, SequenceClassifierOutput
+from ...generation import GenerationConfig, GenerationMixin
 from ...layers.cache import Cache
 from ...layers.quick import WithQuickStep
 from ...layers.regions import recorder
@@ -213,7 +214,7 @@ class WhisperDecoderWrapper(WhisperPreTrainedModel):
         self.decoder = WhisperDecoder(config)
 
 
-class WhisperForCausalLM(WhisperWithTokenHead):
+class WhisperForCausalLM(GenerationMixin, WhisperWithTokenHead):
     """The decoder and its head alone, reading encoder states made by another model: a draft model for speculation."""
 
     main_input_name: ClassVar[str] = "input_ids"
@@ -225,6 +226,7 @@ class WhisperForCausalLM(WhisperWithTokenHead):
         super().__init__(config)
         self.model = WhisperDecoderWrapper(config)
         self.proj_out = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.generation_config = GenerationConfig.from_model_config(config)
         self.post_init()
 
     def prefill(

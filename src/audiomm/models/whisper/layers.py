@@ -6,6 +6,7 @@ Module names are the checkpoint's names. Source: arXiv:2212.04356; the pre-norm 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +24,19 @@ _FLOAT16_LIMIT = torch.finfo(torch.float16).max - 1000
 
 def activation(name: str) -> Callable[[Tensor], Tensor]:
     """The activation of the feed-forward parts, by its name in the configuration."""
-    return {
-        "gelu": functional.gelu,
-        "gelu_new": lambda hidden: functional.gelu(hidden, approximate="tanh"),
-        "relu": functional.relu,
-        "silu": functional.silu,
-    }[name]
+    if name in ("gelu_new", "gelu_fast", "gelu_pytorch_tanh"):
+        return partial(functional.gelu, approximate="tanh")
+    named: dict[str, Callable[[Tensor], Tensor]] = {
+        "gelu_python": functional.gelu,
+        "quick_gelu": lambda hidden: hidden * torch.sigmoid(1.702 * hidden),
+        "relu2": lambda hidden: functional.relu(hidden).square(),
+        "swish": functional.silu,
+        "sigmoid": torch.sigmoid,
+        "tanh": torch.tanh,
+        "linear": lambda hidden: hidden,
+    }
+    found: Callable[[Tensor], Tensor] = named.get(name) or getattr(functional, name)
+    return found
 
 
 class WhisperAttention(nn.Module):

@@ -334,7 +334,7 @@ def start_tokens(
         if language is not None:
             tokens.append(language)
         if getattr(config, "task_to_id", None):
-            tokens.append(task_token(task or "transcribe", config))
+            tokens.append(task_token("transcribe" if task is None else task, config))
     no_timestamps = getattr(config, "no_timestamps_token_id", None)
     if not timestamps and no_timestamps is not None:
         tokens.append(int(no_timestamps))
