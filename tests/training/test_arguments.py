@@ -9,7 +9,7 @@ import pytest
 
 import audiomm
 from audiomm.base.errors import ConfigError
-from audiomm.training.arguments import RENAMED
+from audiomm.training.arguments import RENAMED, WITHOUT_EFFECT
 
 make = audiomm.TrainingArguments
 
@@ -48,6 +48,10 @@ def test_misspelt_names_are_refused_with_the_nearest() -> None:
         ({"save_total_limit": 0}, "save_total_limit=0: at least 1"),
         ({"eval_strategy": "steps", "eval_steps": 0}, "eval_steps=0 with eval_strategy='steps'"),
         ({"save_steps": 0}, "save_steps=0 with save_strategy='steps'"),
+        ({"logging_steps": 2.5}, "logging_steps=2.5: above 1 it is a number of steps"),
+        ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "goes by evaluations: set eval_strategy"),
+        ({"bf16_full_eval": True, "fp16_full_eval": True}, "bf16_full_eval and fp16_full_eval exclude each other"),
+        ({"lr_scheduler_kwargs": "{num_cycles: 2}"}, "lr_scheduler_kwargs=.{num_cycles: 2}. is no JSON"),
         ({"logging_steps": 0}, "logging_steps=0 with logging_strategy='steps'"),
         ({"load_best_model_at_end": True}, "load_best_model_at_end needs evaluations"),
         (
@@ -85,11 +89,33 @@ def test_what_is_left_out_follows_from_the_rest() -> None:
     assert audiomm.Seq2SeqTrainingArguments(sortish_sampler=True).train_sampling_strategy == "group_by_length"
 
 
+def test_what_transformers_says_by_itself_is_dropped_and_anything_else_refused() -> None:
+    usual = {name: value[0] if isinstance(value, tuple) else value for name, value in WITHOUT_EFFECT.items()}
+    assert make(**usual) == make()
+    with pytest.raises(
+        ConfigError, match="no 'include_num_input_tokens_seen'; it is not part of this library, so 'all'"
+    ):
+        make(include_num_input_tokens_seen="all")
+    with pytest.raises(ConfigError, match="TrainingArguments has no 'use_liger_kernel'; leave it out: scores are made"):
+        make(use_liger_kernel=True)
+
+
+def test_one_argument_implies_another() -> None:
+    assert make(eval_strategy="epoch").do_eval
+    assert make(torch_compile_backend="eager").torch_compile
+    assert make(output_dir=None).output_dir == "trainer_output"
+    assert make(report_to=None).report_to == make(report_to=["none"]).report_to == []
+    assert make(lr_scheduler_kwargs='{"num_cycles": 2}').lr_scheduler_kwargs == {"num_cycles": 2}
+    assert make(eval_strategy="steps", lr_scheduler_type="reduce_lr_on_plateau").metric_for_best_model == "loss"
+
+
 def test_shares_of_a_run_become_steps() -> None:
     assert make(warmup_steps=0.1).get_warmup_steps(200) == 20
     assert make(warmup_steps=7).get_warmup_steps(200) == 7
     assert make.every(0.25, 200) == 50
     assert make.every(0.001, 200) == 1
+    assert make.every(0.3, 25) == 8, "a part of a step is a step, as in transformers"
+    assert make(warmup_steps=0.1).get_warmup_steps(25) == 3
     assert make.every(30, 200) == 30
     assert make.every(None, 200) == 0
 
@@ -106,6 +132,7 @@ def test_arguments_are_written_without_secrets() -> None:
         ({"fp16_full_eval": True, "use_cpu": True}, "fp16_full_eval=True needs a CUDA device; on a CPU use bf16_full_"),
         ({"gradient_checkpointing_kwargs": {"use_reentrant": True}}, "is known, which is how layers are recomputed"),
         ({"fsdp_config": {"offload": True}}, "fsdp_config does nothing without fsdp"),
+        ({"dataloader_prefetch_factor": 2}, "dataloader_prefetch_factor does nothing without workers"),
         ({"fsdp": "full_shard hybrid"}, "fsdp='full_shard hybrid': known are full_shard, shard_grad_op, auto_wrap"),
     ],
 )

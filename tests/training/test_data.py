@@ -48,14 +48,20 @@ def test_a_process_without_a_sample_gets_one_that_does_not_count() -> None:
     assert batches == [[[5], [-8]], [[6], [7]]]
     collated = Collate(lambda samples: {"x": torch.tensor(samples)})
     assert collated([Idle(3)]).count == 0
-    assert collated([Idle(3)]).inputs["x"].tolist() == [3]
+    assert collated([Idle(3)])["x"].tolist() == [3]
     assert SeededDataset([10, 11], 0, 0)[-2] == Idle(11)
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 def test_orders_follow_from_seed_and_epoch() -> None:
     assert epoch_order(50, 1, 0, "random", None, 8) == epoch_order(50, 1, 0, "random", None, 8)
     assert epoch_order(50, 1, 0, "random", None, 8) != epoch_order(50, 1, 1, "random", None, 8)
     assert epoch_order(50, 1, 0, "random", None, 8) != epoch_order(50, 2, 0, "random", None, 8)
+    assert epoch_order(6, 42, 0, "random", None, 2) == torch.randperm(6, generator=seeded(42)).tolist()
+    assert epoch_order(6, 42, 3, "random", None, 2) == torch.randperm(6, generator=seeded(45)).tolist()
     assert epoch_order(5, 1, 3, "sequential", None, 8) == [0, 1, 2, 3, 4]
 
 
@@ -94,12 +100,12 @@ def test_a_stream_is_shared_without_doubles_in_order(workers: int, world: int) -
     seen = []
     for rank in range(world):
         share = ProcessShare(stream, 4 // world, rank, world)
-        seen.append([batch.inputs["x"] for batch in loader(stream, share, workers)])
+        seen.append([batch["x"] for batch in loader(stream, share, workers)])
     together = [[x for part in row for x in part if not isinstance(x, Idle)] for row in zip(*seen, strict=True)]
     assert together == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15], [16, 17, 18]]
-    rest = [batch.inputs["x"] for batch in loader(stream, ProcessShare(stream, 4, 0, 1, start=3), workers)]
+    rest = [batch["x"] for batch in loader(stream, ProcessShare(stream, 4, 0, 1, start=3), workers)]
     assert rest == [[12, 13, 14, 15], [16, 17, 18]]
-    whole = [batch.inputs["x"] for batch in loader(stream, ProcessShare(stream, 4, 0, 1, drop_last=True), workers)]
+    whole = [batch["x"] for batch in loader(stream, ProcessShare(stream, 4, 0, 1, drop_last=True), workers)]
     assert len(whole) == 4
 
 
@@ -153,4 +159,4 @@ def test_streams_are_no_maps_although_some_have_a_length() -> None:
 
 def test_a_batch_keeps_what_is_no_tensor() -> None:
     batch = Batch({"names": ["a"]}, 1).pin_memory()
-    assert batch.inputs == {"names": ["a"]}
+    assert batch == {"names": ["a"]}

@@ -9,6 +9,7 @@ import torch
 
 import audiomm
 from audiomm.base.errors import ConfigError
+from audiomm.layers.embedding import ScaledEmbedding
 from audiomm.training.optim import build_optimizer, build_schedule, decayed_names
 
 
@@ -43,6 +44,15 @@ def rates(name: str, steps: int = 10, **options: Any) -> list[float]:
          [0, 0.5, 1, 0.853553, 0.5, 0.146447, 1, 0.853553, 0.5, 0.146447]),
         ("cosine_with_min_lr", {"lr_scheduler_kwargs": {"min_lr": 0.2}},
          [0, 0.5, 1, 0.969552, 0.882843, 0.753073, 0.6, 0.446927, 0.317157, 0.230448]),
+        ("cosine_warmup_with_min_lr", {"lr_scheduler_kwargs": {"min_lr_rate": 0.2}},
+         [0.5, 1, 0.969552, 0.882843, 0.753073, 0.6, 0.446927, 0.317157, 0.230448, 0.2]),
+        ("cosine_warmup_with_min_lr", {"warmup_steps": 3, "lr_scheduler_kwargs": {"min_lr": 0, "warmup_lr_rate": 0.4}},
+         [0.4, 0.7, 1, 0.950484, 0.811745, 0.61126, 0.38874, 0.188255, 0.049516, 0]),
+        ("warmup_stable_decay", {"lr_scheduler_kwargs": {"num_decay_steps": 4}},
+         [0, 0.5, 1, 1, 1, 1, 1, 0.853553, 0.5, 0.146447]),
+        ("warmup_stable_decay", {"lr_scheduler_kwargs": {"num_decay_steps": 2, "num_stable_steps": 3,
+          "min_lr_ratio": 0.2, "warmup_type": "1-sqrt", "decay_type": "linear"}},
+         [0.2, 0.434315, 1, 1, 1, 1, 0.6, 0.2, 0.2, 0.2]),
     ],
 )  # fmt: skip
 def test_schedules_give_the_known_numbers(name: str, options: dict[str, Any], expected: list[float]) -> None:
@@ -52,6 +62,27 @@ def test_schedules_give_the_known_numbers(name: str, options: dict[str, Any], ex
 def test_options_that_a_schedule_does_not_know_are_refused() -> None:
     with pytest.raises(ConfigError, match="lr_scheduler_kwargs: num_cycles is unknown for lr_scheduler_type='linear'"):
         rates("linear", lr_scheduler_kwargs={"num_cycles": 2})
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("cosine_with_min_lr", {}, "needs lr_scheduler_kwargs with min_lr or min_lr_rate"),
+        ("cosine_with_min_lr", {"min_lr": 0.1, "min_lr_rate": 0.1}, "needs lr_scheduler_kwargs with min_lr or"),
+        ("warmup_stable_decay", {}, "needs lr_scheduler_kwargs={'num_decay_steps': ...}"),
+        ("warmup_stable_decay", {"num_decay_steps": 2, "decay_type": "x"}, "decay_type='x'; expected one of linear"),
+        ("warmup_stable_decay", {"num_decay_steps": 2, "power": 2}, "power is unknown for lr_scheduler_type='warmup_"),
+        ("reduce_lr_on_plateau", {"patients": 2}, "of lr_scheduler_type='reduce_lr_on_plateau': .*patients"),
+    ],
+)
+def test_options_that_a_schedule_cannot_go_by_are_refused(name: str, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        rates(name, lr_scheduler_kwargs=options, eval_strategy="epoch")
+
+
+def test_embeddings_decay_although_they_are_scaled() -> None:
+    table = torch.nn.ModuleDict({"table": ScaledEmbedding(4, 4, None, 2.0), "norm": torch.nn.LayerNorm(4)})
+    assert decayed_names(table) == {"table.weight"}
 
 
 def test_biases_and_norms_do_not_decay(make_model: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -74,7 +75,7 @@ def test_a_batch_without_any_label_token_spoils_nothing(make_trainer: Any, tones
 
 def test_label_smoothing_is_the_loss_of_the_paper(make_trainer: Any, tones: Any) -> None:
     trainer = make_trainer(label_smoothing_factor=0.1, eval_dataset=tones(4))
-    batch = trainer._collate()([tones()[index] for index in range(4)]).inputs
+    batch = trainer._collate()([tones()[index] for index in range(4)])
     with torch.no_grad():
         logits = trainer.model(**batch).logits
         logs = logits.log_softmax(-1)
@@ -123,6 +124,12 @@ def test_a_second_run_starts_anew(make_trainer: Any, losses: Any) -> None:
     assert len(second) == 3
     assert second[0] < first[0], "the weights go on"
     assert trainer.state.log_history[0]["learning_rate"] == pytest.approx(3e-3), "the schedule does not"
+
+
+def test_model_init_may_take_a_trial(make_trainer: Any, make_model: Any) -> None:
+    trials: list[Any] = []
+    make_trainer(model_init=lambda trial: trials.append(trial) or make_model())
+    assert trials == [None]
 
 
 def test_model_init_makes_every_run_the_same(make_trainer: Any, make_model: Any, losses: Any) -> None:
@@ -234,8 +241,8 @@ def test_evaluation_gives_loss_speed_and_metrics(make_trainer: Any, tones: Any) 
     expected = {"loss", "accuracy", "runtime", "samples_per_second", "steps_per_second"}
     assert set(metrics) == {f"eval_{name}" for name in expected} | {"epoch"}
     assert set(trainer.evaluate(metric_key_prefix="dev")) == {f"dev_{name}" for name in expected} | {"epoch"}
-    batch = trainer._collate()([tones()[index] for index in range(8)]).inputs
-    rest = trainer._collate()([tones()[index] for index in (8, 9)]).inputs
+    batch = trainer._collate()([tones()[index] for index in range(8)])
+    rest = trainer._collate()([tones()[index] for index in (8, 9)])
     with torch.no_grad():
         loss = (8 * trainer.model(**batch).loss + 2 * trainer.model(**rest).loss) / 10
     assert metrics["eval_loss"] == pytest.approx(float(loss), rel=1e-5)
@@ -286,15 +293,18 @@ def test_metrics_may_see_inputs_and_losses_or_come_batch_by_batch(make_trainer: 
     seen: list[Any] = []
 
     def note(prediction: Any, compute_result: bool = True) -> dict[str, float]:
-        seen.append((prediction.inputs.shape, prediction.losses.shape, compute_result))
+        if isinstance(prediction.predictions, torch.Tensor):
+            assert prediction.label_ids.dtype == torch.int64
+            prediction = dataclasses.replace(prediction, inputs=prediction.inputs["input_features"])
+        seen.append((tuple(prediction.inputs.shape), tuple(prediction.losses.shape), compute_result))
         return {"batches": float(len(seen))}
 
     options = {"eval_dataset": tones(10), "compute_metrics": note, "include_for_metrics": ["inputs", "loss"]}
     make_trainer(**options).evaluate()
-    assert seen == [((10, 8, 40), (2,), True)]
+    assert seen == [((10, 8, 40), (10,), True)], "each sample has the loss of its batch"
     seen.clear()
     assert make_trainer(batch_eval_metrics=True, **options).evaluate()["eval_batches"] == 2.0
-    assert [flag for *_, flag in seen] == [False, True]
+    assert seen == [((8, 8, 40), (8,), False), ((2, 8, 40), (2,), True)], "tensors, and all inputs of a batch"
 
 
 def test_predict_with_generate_hands_over_tokens(make_trainer: Any, tones: Any) -> None:
@@ -592,3 +602,137 @@ def test_a_decoder_of_whisper_is_smoothed_where_it_learns(make_trainer: Any, mak
         assert trainer.state.num_input_tokens_seen == 3 * 4 * 3, "the first label of a row counts, too"
         runs.append(losses(trainer))
     assert runs[0] == pytest.approx(runs[1], rel=1e-5)
+
+
+def test_predictions_and_labels_unpack(make_trainer: Any, tones: Any) -> None:
+    found = {}
+
+    def measure(prediction: Any) -> dict[str, float]:
+        logits, labels = prediction
+        found["same"] = logits is prediction[0] and labels is prediction.label_ids
+        return {"right": float((logits.argmax(-1) == labels).mean())}
+
+    assert "eval_right" in make_trainer(eval_dataset=tones(4), compute_metrics=measure).evaluate()
+    assert found["same"]
+
+
+def test_epochs_that_a_callback_cuts_short_are_not_made_up_for(make_trainer: Any) -> None:
+    class Half(audiomm.TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+            control.should_epoch_stop = state.global_step in (2, 4)
+
+    trainer = make_trainer(callbacks=[Half()], max_steps=-1, num_train_epochs=2)
+    assert trainer.train().global_step == 4
+    assert trainer.state.epoch == pytest.approx(1.4)
+
+
+def test_epochs_are_told_by_batches(make_trainer: Any, tones: Any) -> None:
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self) -> Any:
+            return (tones()[index] for index in range(20))
+
+    logged = {"max_steps": 3, "gradient_accumulation_steps": 2}
+    trainer = make_trainer(**logged)
+    trainer.train()
+    assert [entry["epoch"] for entry in trainer.state.log_history[:3]] == pytest.approx([0.4, 0.8, 1.0])
+    trainer = make_trainer("stream", train_dataset=Stream(), **logged)
+    trainer.train()
+    assert [entry["epoch"] for entry in trainer.state.log_history[:3]] == pytest.approx([1 / 3, 2 / 3, 5 / 6])
+
+
+def test_evaluations_without_data_are_refused_before_anything_is_learnt(make_trainer: Any) -> None:
+    with pytest.raises(ConfigError, match="eval_strategy='steps' needs an eval_dataset"):
+        make_trainer(eval_strategy="steps")
+
+
+def test_callbacks_see_a_flag_taken_back_once_it_is_answered(make_trainer: Any, tones: Any) -> None:
+    seen = []
+
+    class Look(audiomm.TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+            seen.append(("log", control.should_log, control.should_evaluate))
+
+        def on_evaluate(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+            seen.append(("evaluate", control.should_log, control.should_evaluate))
+
+    options = {"eval_dataset": tones(4), "eval_strategy": "steps", "eval_steps": 1, "max_steps": 1}
+    make_trainer(callbacks=[Look()], **options).train()
+    assert seen == [("log", False, True), ("log", False, True), ("evaluate", False, False), ("log", False, False)]
+
+
+def test_the_norm_is_logged_although_nothing_is_clipped(make_trainer: Any) -> None:
+    trainer = make_trainer(max_steps=1, max_grad_norm=0)
+    trainer.train()
+    assert trainer.state.log_history[0]["grad_norm"] > 0
+
+
+def test_a_best_checkpoint_is_named_only_where_there_is_one(make_trainer: Any, tones: Any) -> None:
+    scores = iter([0.5, 0.4, 0.6, 0.7])
+    options = {
+        "eval_dataset": tones(4), "eval_strategy": "steps", "eval_steps": 1, "max_steps": 4, "save_steps": 4,
+        "metric_for_best_model": "wer", "compute_metrics": lambda prediction: {"wer": next(scores)},
+    }  # fmt: skip
+    trainer = make_trainer(save_strategy="steps", **options)
+    trainer.train()
+    assert (trainer.state.best_metric, trainer.state.best_global_step) == (0.4, 2)
+    assert trainer.state.best_model_checkpoint is None
+
+
+def test_a_rate_falls_when_evaluations_get_no_better(make_trainer: Any, tones: Any) -> None:
+    trainer = make_trainer(
+        eval_dataset=tones(4), eval_strategy="steps", eval_steps=1, max_steps=4, learning_rate=1.0, optim="sgd",
+        lr_scheduler_type="reduce_lr_on_plateau", metric_for_best_model="wer",
+        lr_scheduler_kwargs='{"factor": 0.5, "patience": 0}', compute_metrics=lambda prediction: {"wer": 1.0},
+    )  # fmt: skip
+    trainer.train()
+    assert [entry["learning_rate"] for entry in trainer.state.log_history if "loss" in entry] == [1, 1, 0.5, 0.25]
+
+
+def test_loaders_of_a_subclass_are_read(make_trainer: Any, tones: Any) -> None:
+    data = tones()
+    chosen = [data[index] for index in (3, 3, 3, 3, 7, 7)]
+
+    class Chosen(audiomm.Trainer):
+        def get_train_dataloader(self) -> Any:
+            return torch.utils.data.DataLoader(chosen, batch_size=2, collate_fn=self.data_collator)
+
+        def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+            return torch.utils.data.DataLoader(eval_dataset, batch_size=3, collate_fn=self.data_collator)
+
+    seen = []
+
+    class Noted(Chosen):
+        def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+            seen.append(inputs["labels"][:, 0].tolist())
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    trainer = make_trainer(trainer_class=Noted, max_steps=-1, num_train_epochs=2, eval_dataset=tones(7))
+    assert trainer.train().global_step == 6
+    assert seen == [[13, 13], [13, 13], [17, 17]] * 2
+    whole = trainer.evaluate()["eval_loss"]
+    plain = make_trainer(model=trainer.model, eval_dataset=tones(7), per_device_eval_batch_size=3)
+    assert whole == pytest.approx(plain.evaluate()["eval_loss"])
+
+
+def test_loaders_give_what_the_model_takes(make_trainer: Any, tones: Any) -> None:
+    trainer = make_trainer(eval_dataset={"few": tones(3)}, per_device_eval_batch_size=2)
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert sorted(batch) == ["input_features", "labels"]
+    assert [len(batch["labels"]) for batch in trainer.get_eval_dataloader("few")] == [2, 1]
+    assert [len(batch["labels"]) for batch in trainer.get_test_dataloader(tones(2))] == [2]
+    with pytest.raises(ConfigError, match="there is nothing to evaluate"):
+        make_trainer().get_eval_dataloader()
+    assert trainer.get_num_trainable_parameters() == trainer.model.num_parameters(only_trainable=True)
+    assert trainer.get_learning_rates() == [3e-3, 3e-3]
+    assert "proj_out.weight" not in trainer.get_decay_parameter_names(trainer.model), "it is tied"
+
+
+def test_a_loss_function_is_told_the_tokens_of_an_evaluation(make_trainer: Any, tones: Any) -> None:
+    told = []
+
+    def loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
+        told.append(int(num_items_in_batch))
+        return outputs["logits"].square().sum() / num_items_in_batch
+
+    make_trainer(eval_dataset=tones(4), compute_loss_func=loss).evaluate()
+    assert told == [2 + 3 + 4 + 5]

@@ -2,10 +2,9 @@
 
 from .arguments import Seq2SeqTrainingArguments, TrainingArguments
 from .callbacks import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState
-from .checkpoint import ResumeError, get_last_checkpoint
+from .checkpoint import ResumeError, get_last_checkpoint, set_seed
 from .collators import DataCollatorForCausalLM, DataCollatorSpeechSeq2SeqWithPadding, default_data_collator
 from .evaluation import EvalPrediction, PredictionOutput
-from .foundation import set_seed
 from .lora import LoraConfig, add_lora, freeze, load_lora, merge_lora, remove_lora, save_lora, trainable_report
 from .seq2seq import Seq2SeqTrainer
 from .trainer import Trainer

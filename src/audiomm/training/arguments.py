@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,16 +43,46 @@ RENAMED = {
     "trackers": "write report_to",
 }
 
+#: Arguments of transformers that may be given with the value they have when nobody sets them, and are dropped then.
+WITHOUT_EFFECT: dict[str, Any] = {
+    "activation_checkpointing": False,
+    "activation_checkpointing_kwargs": None,
+    "dataloader_in_order": True,
+    "dataloader_multiprocessing_context": None,
+    "ddp_broadcast_buffers": None,
+    "ddp_static_graph": None,
+    "debug": ("", []),
+    "enable_jit_checkpoint": False,
+    "eval_do_concat_batches": True,
+    "eval_use_gather_object": False,
+    "hub_always_push": False,
+    "hub_revision": None,
+    "include_num_input_tokens_seen": (False, "no"),
+    "liger_kernel_config": None,
+    "local_rank": -1,
+    "log_level_replica": "warning",
+    "log_on_each_node": True,
+    "optim_target_modules": None,
+    "parallelism_config": None,
+    "skip_memory_metrics": True,
+    "torch_empty_cache_steps": None,
+    "use_cache": False,
+    "use_liger_kernel": False,
+}
+
 _STRATEGIES = ("no", "steps", "epoch")
 SCHEDULES = (
     "linear",
     "cosine",
     "cosine_with_restarts",
     "cosine_with_min_lr",
+    "cosine_warmup_with_min_lr",
     "polynomial",
     "constant",
     "constant_with_warmup",
     "inverse_sqrt",
+    "warmup_stable_decay",
+    "reduce_lr_on_plateau",
 )
 FSDP_WORDS = ("full_shard", "shard_grad_op", "auto_wrap", "offload")
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "adafactor", "adagrad", "rmsprop")
@@ -62,12 +93,16 @@ class _RefusesOldNames(type):
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         known = {one.name for one in dataclasses.fields(cls)}  # type: ignore[arg-type]
-        for name in kwargs:
-            if name in known:
+        for name in set(kwargs) - known:
+            usual = WITHOUT_EFFECT.get(name, ())
+            if kwargs[name] in (usual if isinstance(usual, tuple) else (usual,)):
+                del kwargs[name]
                 continue
             near = difflib.get_close_matches(name, known, n=1)
-            hint = RENAMED.get(name, f"did you mean {near[0]!r}?" if near else "check the spelling")
-            raise ConfigError(f"{cls.__name__} has no {name!r}; {hint}")
+            hint = f"did you mean {near[0]!r}?" if near else "check the spelling"
+            if name in WITHOUT_EFFECT:
+                hint = f"it is not part of this library, so {kwargs[name]!r} cannot be asked for; leave it out"
+            raise ConfigError(f"{cls.__name__} has no {name!r}; {RENAMED.get(name, hint)}")
         return super().__call__(*args, **kwargs)
 
 
@@ -226,14 +261,19 @@ class TrainingArguments(metaclass=_RefusesOldNames):
     accelerator_config: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        self.output_dir = str(Path(self.output_dir).expanduser())
+        self.output_dir = str(Path(self.output_dir or "trainer_output").expanduser())
+        self._read_texts()
         self._check_choices()
+        self.do_eval = self.do_eval or self.eval_strategy != "no"
+        self.torch_compile = self.torch_compile or bool(self.torch_compile_backend or self.torch_compile_mode)
         if self.eval_strategy == "steps" and self.eval_steps is None:
             self.eval_steps = self.logging_steps
         self._check_numbers()
-        if isinstance(self.report_to, str):
-            self.report_to = [] if self.report_to == "none" else [self.report_to]
-        if self.load_best_model_at_end or self.save_strategy == "best":
+        self.disable_tqdm = bool(self.disable_tqdm)
+        trackers = [self.report_to] if isinstance(self.report_to, str) else self.report_to or []
+        self.report_to = [name for name in trackers if name != "none"]
+        follows_metric = self.lr_scheduler_type == "reduce_lr_on_plateau" or self.save_strategy == "best"
+        if self.load_best_model_at_end or follows_metric:
             self.metric_for_best_model = self.metric_for_best_model or "loss"
         if self.metric_for_best_model and self.greater_is_better is None:
             self.greater_is_better = not self.metric_for_best_model.endswith(("loss", "wer", "cer"))
@@ -243,6 +283,16 @@ class TrainingArguments(metaclass=_RefusesOldNames):
                 f"load_best_model_at_end needs evaluations and their checkpoints, but eval_strategy="
                 f"{self.eval_strategy!r} and save_strategy={self.save_strategy!r}; make both 'steps' or both 'epoch'."
             )
+
+    def _read_texts(self) -> None:
+        """Dictionaries may be written as JSON."""
+        for name in ("accelerator_config", "deepspeed", "fsdp_config", "lr_scheduler_kwargs"):
+            value = getattr(self, name)
+            if isinstance(value, str) and value.lstrip().startswith("{"):
+                try:
+                    setattr(self, name, json.loads(value))
+                except ValueError as error:
+                    raise ConfigError(f"{name}={value!r} is no JSON: {error}.") from error
 
     def _check_choices(self) -> None:
         choices = {
@@ -261,8 +311,11 @@ class TrainingArguments(metaclass=_RefusesOldNames):
             setattr(self, name, value)
             if value not in allowed:
                 raise ConfigError(f"{name}={value!r}: expected one of {', '.join(allowed)}.")
-        if self.bf16 and self.fp16:
-            raise ConfigError("bf16 and fp16 exclude each other; choose one.")
+        for end in ("", "_full_eval"):
+            if getattr(self, f"bf16{end}") and getattr(self, f"fp16{end}"):
+                raise ConfigError(f"bf16{end} and fp16{end} exclude each other; choose one.")
+        if self.lr_scheduler_type == "reduce_lr_on_plateau" and self.eval_strategy == "no":
+            raise ConfigError("lr_scheduler_type='reduce_lr_on_plateau' goes by evaluations: set eval_strategy, too.")
         for name in ("fp16", "fp16_full_eval"):
             if getattr(self, name) and (self.use_cpu or not torch.cuda.is_available()):
                 raise ConfigError(f"{name}=True needs a CUDA device; on a CPU use {name.replace('fp', 'bf')}=True.")
@@ -308,19 +361,29 @@ class TrainingArguments(metaclass=_RefusesOldNames):
             ("logging_steps", "logging_strategy"),
         )
         for name, strategy in intervals:
-            if getattr(self, strategy) == "steps" and not (getattr(self, name) or 0) > 0:
-                raise ConfigError(f"{name}={getattr(self, name)!r} with {strategy}='steps': it must be above 0.")
+            value = getattr(self, name)
+            if getattr(self, strategy) != "steps":
+                continue
+            if not (value or 0) > 0:
+                raise ConfigError(f"{name}={value!r} with {strategy}='steps': it must be above 0.")
+            if value > 1 and value != int(value):
+                raise ConfigError(f"{name}={value!r}: above 1 it is a number of steps, so it must be whole.")
+        if self.dataloader_prefetch_factor is not None and self.dataloader_num_workers == 0:
+            raise ConfigError(
+                "dataloader_prefetch_factor does nothing without workers: set dataloader_num_workers, too."
+            )
 
     @staticmethod
     def every(steps: float | None, total: int) -> int:
         """A number of steps, where below 1 means a share of all of them."""
         if not steps:
             return 0
-        return max(1, round(steps * total)) if steps < 1 else int(steps)
+        return math.ceil(total * steps) if steps < 1 else int(steps)
 
     def get_warmup_steps(self, num_training_steps: int) -> int:
         """Steps of rising rate."""
-        return round(self.warmup_steps * num_training_steps) if self.warmup_steps < 1 else int(self.warmup_steps)
+        steps = self.warmup_steps
+        return math.ceil(num_training_steps * steps) if steps < 1 else int(steps)
 
     def to_dict(self) -> dict[str, Any]:
         """The options as JSON-compatible values, without the hub token."""

@@ -108,6 +108,9 @@ class TrainerCallback:
 
 EVENTS = tuple(name for name in vars(TrainerCallback) if name.startswith("on_"))
 
+#: Events that answer a flag, which callbacks then see taken back.
+_ANSWERED = {"on_log": "should_log", "on_evaluate": "should_evaluate", "on_save": "should_save"}
+
 
 class CallbackHandler:
     """Calls every callback, in order."""
@@ -129,6 +132,8 @@ class CallbackHandler:
     def call(
         self, event: str, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
     ) -> TrainerControl:
+        if event in _ANSWERED:
+            setattr(control, _ANSWERED[event], False)
         for callback in self.callbacks:
             control = getattr(callback, event)(args, state, control, **more) or control
         return control
@@ -226,7 +231,7 @@ class EarlyStoppingCallback(TrainerCallback):
 
     Args:
         early_stopping_patience: Evaluations to wait.
-        early_stopping_threshold: What counts as better.
+        early_stopping_threshold: Better than the best so far by more than this counts.
 
     Raises:
         ConfigError: At the start of a run without evaluations or without a metric.
@@ -235,15 +240,13 @@ class EarlyStoppingCallback(TrainerCallback):
     def __init__(self, early_stopping_patience: int = 1, early_stopping_threshold: float = 0.0) -> None:
         self.early_stopping_patience = early_stopping_patience
         self.early_stopping_threshold = early_stopping_threshold
-        self.best: float | None = None
         self.early_stopping_patience_counter = 0
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"best": self.best, "early_stopping_patience_counter": self.early_stopping_patience_counter}
+        return {"early_stopping_patience_counter": self.early_stopping_patience_counter}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self.best = state.get("best")
         self.early_stopping_patience_counter = int(state.get("early_stopping_patience_counter", 0))
 
     def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
@@ -256,7 +259,7 @@ class EarlyStoppingCallback(TrainerCallback):
     def on_evaluate(
         self,
         args: TrainingArguments,
-        state: Any,
+        state: TrainerState,
         control: TrainerControl,
         metrics: dict[str, float] | None = None,
         **kwargs: Any,
@@ -266,11 +269,10 @@ class EarlyStoppingCallback(TrainerCallback):
         if value is None:
             logger.warning("EarlyStoppingCallback: the evaluation gave no %s.", name)
             return control
-        gain = 0.0 if self.best is None else (value - self.best) * (1 if args.greater_is_better else -1)
-        if self.best is None or gain > self.early_stopping_threshold:
-            self.best, self.early_stopping_patience_counter = value, 0
-        else:
-            self.early_stopping_patience_counter += 1
+        best = state.best_metric  # of the evaluations before this one
+        gain = math.inf if best is None else (value - best) * (1 if args.greater_is_better else -1)
+        is_better = gain > self.early_stopping_threshold
+        self.early_stopping_patience_counter = 0 if is_better else self.early_stopping_patience_counter + 1
         if self.early_stopping_patience_counter >= self.early_stopping_patience:
             control.should_training_stop = True
         return control

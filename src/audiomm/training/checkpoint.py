@@ -84,6 +84,13 @@ def load_nested(folder: Path, name: str) -> Any:
 # ----------------------------------------------------------------------------------------------------- random states
 
 
+def set_seed(seed: int) -> None:
+    """Seed the generators of Python, numpy and torch."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
 def random_states() -> dict[str, Any]:
     """The states of all generators of random numbers in this process."""
     version, numbers, gauss = random.getstate()

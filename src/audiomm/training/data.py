@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import random
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,7 +87,8 @@ def epoch_order(
     """
     if strategy == "sequential":
         return list(range(count))
-    order = np.random.default_rng((seed, epoch)).permutation(count).tolist()
+    # Drawn as accelerate's loaders draw, so that the order is the one which transformers' Trainer takes.
+    order: list[int] = torch.randperm(count, generator=torch.Generator().manual_seed(seed + epoch)).tolist()
     if strategy == "random":
         return order
     assert lengths is not None, "the Trainer looks the lengths up"
@@ -256,17 +257,28 @@ def has_length(dataset: Any) -> bool:
     return not is_stream and hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
 
 
-@dataclass
-class Batch:
-    """Model inputs and how many samples they count for (0: see `Idle`)."""
+class Batch(dict[str, Any]):
+    """Model inputs, and in `count` how many samples they count for (0: see `Idle`)."""
 
-    inputs: dict[str, Any]
-    count: int
+    def __init__(self, inputs: Mapping[str, Any], count: int) -> None:
+        super().__init__(inputs)
+        self.count = count
 
     def pin_memory(self) -> Batch:
         """Called by the loader."""
-        pinned = {name: v.pin_memory() if isinstance(v, Tensor) else v for name, v in self.inputs.items()}
-        return Batch(pinned, self.count)
+        return Batch({name: v.pin_memory() if isinstance(v, Tensor) else v for name, v in self.items()}, self.count)
+
+
+class GivenLoader:
+    """The batches of a loader that a user made, from `start` on, as `Batch`es."""
+
+    def __init__(self, loader: Any, start: int = 0) -> None:
+        self.loader, self.start = loader, start
+
+    def __iter__(self) -> Iterator[Batch]:
+        for inputs in itertools.islice(self.loader, self.start, None):
+            count = next((len(value) for value in inputs.values() if isinstance(value, Tensor) and value.dim()), 1)
+            yield Batch(inputs, count)
 
 
 class Collate:
@@ -277,8 +289,8 @@ class Collate:
 
     def __call__(self, samples: list[Any]) -> Batch:
         if isinstance(samples[0], Idle):
-            return Batch(dict(self.collate([samples[0].sample])), 0)
-        return Batch(dict(self.collate(samples)), len(samples))
+            return Batch(self.collate([samples[0].sample]), 0)
+        return Batch(self.collate(samples), len(samples))
 
 
 class KeepColumns:

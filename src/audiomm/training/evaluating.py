@@ -11,10 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from ..base.errors import ConfigError, InputError
-from .data import has_length
-from .evaluation import EvalLoopOutput, EvalPrediction, Kept, PredictionOutput, joined, mean_loss, merged, on_host
+from .data import GivenLoader
+from .evaluation import (
+    EvalLoopOutput,
+    EvalPrediction,
+    Kept,
+    PredictionOutput,
+    as_tensors,
+    joined,
+    mean_loss,
+    merged,
+    on_host,
+)
 from .foundation import Foundation
-from .loss import IGNORE, is_shifted, smoothed_loss
+from .loss import IGNORE, is_shifted, label_tokens, smoothed_loss
 
 
 class Evaluating(Foundation):
@@ -72,7 +82,9 @@ class Evaluating(Foundation):
                 metrics.update(self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}"))
             return metrics
         needed = self.compute_metrics is not None and not self.args.prediction_loss_only
-        output = self._evaluation_loop(dataset, keep=needed, ignore_keys=ignore_keys, prefix=metric_key_prefix)
+        own = self._overrides("get_eval_dataloader")
+        loader = GivenLoader(self.get_eval_dataloader(dataset)) if own else self._eval_loader(dataset)
+        output = self._evaluation_loop(loader, keep=needed, ignore_keys=ignore_keys, prefix=metric_key_prefix)
         assert output.metrics is not None, "the loop always measures"
         self.log(output.metrics)
         self._event("on_evaluate", metrics=output.metrics)
@@ -82,24 +94,24 @@ class Evaluating(Foundation):
         self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
     ) -> PredictionOutput:
         """Predictions for a dataset, its labels, and metrics where it has labels."""
-        output = self._evaluation_loop(test_dataset, keep=True, ignore_keys=ignore_keys, prefix=metric_key_prefix)
+        own = self._overrides("get_test_dataloader")
+        loader = GivenLoader(self.get_test_dataloader(test_dataset)) if own else self._eval_loader(test_dataset)
+        output = self._evaluation_loop(loader, keep=True, ignore_keys=ignore_keys, prefix=metric_key_prefix)
         self._event("on_predict", metrics=output.metrics)
         return PredictionOutput(output.predictions, output.label_ids, output.metrics)
 
     def _evaluation_loop(
-        self, dataset: Any, *, keep: bool, ignore_keys: list[str] | None, prefix: str
+        self, loader: Any, *, keep: bool, ignore_keys: list[str] | None, prefix: str
     ) -> EvalLoopOutput:
-        """Run the model over a dataset; predictions are kept only if somebody wants them."""
+        """Run the model over the batches of a dataset; predictions are kept only if somebody wants them."""
         args, started = self.args, time.time()
         model = self._model_for_evaluation()
-        size = args.per_device_eval_batch_size
-        order = range(len(dataset)) if has_length(dataset) else None
-        loader = self.eval_loader = self._loader(dataset, size, order=order, start=0, epoch=0, drop_last=False)
+        self.eval_loader = loader
         wants_inputs = keep and "inputs" in args.include_for_metrics
         kept, latest = Kept(), {}
         is_batched = keep and args.batch_eval_metrics and self.compute_metrics is not None
         for batch, is_last in _with_last(loader):
-            inputs = self._on_device(batch.inputs)
+            inputs = self._on_device(batch)
             loss, logits, labels = self.prediction_step(model, inputs, not keep, ignore_keys)
             kept.counts.append(batch.count)
             kept.losses.append(None if loss is None else float(loss))
@@ -117,17 +129,23 @@ class Evaluating(Foundation):
         return self._measured(kept, latest if is_batched else None, prefix, started)
 
     def _batch_metrics(self, kept: Kept, is_last: bool) -> dict[str, float]:
-        """What compute_metrics says when it is called for every batch."""
+        """What compute_metrics says when it is called for every batch: it gets tensors then, and all inputs."""
         assert self.compute_metrics is not None, "asked for only with compute_metrics"
         newest = [
             Kept([k.losses[-1]], [k.counts[-1]], k.predictions, k.labels, k.inputs) for k in self._gather_objects(kept)
         ]
         whole_batch = merged(newest)
-        return self.compute_metrics(self._prediction(whole_batch), compute_result=is_last) or {}  # type: ignore[call-arg]
+        found = self._prediction(whole_batch)
+        parts = (found.predictions, found.label_ids, joined(whole_batch.inputs), found.losses)
+        prediction = EvalPrediction(*map(as_tensors, parts))
+        return self.compute_metrics(prediction, compute_result=is_last) or {}  # type: ignore[call-arg]
 
     def _prediction(self, kept: Kept) -> EvalPrediction:
         inputs = joined([_main_input(part) for part in kept.inputs]) if kept.inputs else None
-        losses = np.asarray(kept.losses) if "loss" in self.args.include_for_metrics else None
+        wants_losses = "loss" in self.args.include_for_metrics
+        losses = (
+            np.repeat(np.asarray(kept.losses, float), kept.counts) if wants_losses else None
+        )  # each sample has its batch's
         return EvalPrediction(joined(kept.predictions, self._prediction_padding), joined(kept.labels), inputs, losses)
 
     @property
@@ -173,6 +191,13 @@ class Evaluating(Foundation):
         model.eval()
         return model
 
+    def _counted(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The label tokens of a batch, for a loss function that may divide by them."""
+        if self.compute_loss_func is None:
+            return {}
+        labels = inputs.get(self.label_names[0])
+        return {"num_items_in_batch": label_tokens(labels, is_shifted(self.model, labels))}
+
     def prediction_step(
         self,
         model: Any,
@@ -188,8 +213,8 @@ class Evaluating(Foundation):
         with torch.no_grad(), self.accelerator.autocast():
             if labels:
                 if prediction_loss_only:
-                    return self.compute_loss(model, inputs).detach().mean(), None, None
-                loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+                    return self.compute_loss(model, inputs, **self._counted(inputs)).detach().mean(), None, None
+                loss, outputs = self.compute_loss(model, inputs, return_outputs=True, **self._counted(inputs))
                 loss = loss.detach().mean()
             else:
                 loss, outputs = None, model(**inputs)

@@ -6,22 +6,36 @@ there is no `compute_metrics`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from .loss import IGNORE
 
 
-class EvalPrediction(NamedTuple):
-    """What `compute_metrics` gets."""
+@dataclass
+class EvalPrediction:
+    """What `compute_metrics` gets; `predictions, labels = prediction` reads it, too.
+
+    Attributes:
+        predictions, label_ids: Of all samples.
+        inputs, losses: With include_for_metrics, and they are unpacked then as well.
+    """
 
     predictions: Any
     label_ids: Any
     inputs: Any = None
     losses: Any = None
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.predictions, self.label_ids, *(x for x in (self.inputs, self.losses) if x is not None)))
+
+    def __getitem__(self, index: int) -> Any:
+        return tuple(self)[index]
 
 
 class PredictionOutput(NamedTuple):
@@ -68,6 +82,15 @@ def on_host(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return tuple(on_host(part) for part in value)
     return value
+
+
+def as_tensors(value: Any) -> Any:
+    """The arrays inside tuples and dicts as tensors."""
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value)
+    if isinstance(value, dict):
+        return {name: as_tensors(part) for name, part in value.items()}
+    return tuple(as_tensors(part) for part in value) if isinstance(value, tuple) else value
 
 
 def joined(parts: list[Any], padding: int = IGNORE) -> Any:

@@ -10,13 +10,11 @@ import inspect
 import logging
 import math
 import os
-import random
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import (
     Accelerator,
@@ -43,10 +41,12 @@ from .callbacks import (
     TrainerControl,
     TrainerState,
 )
+from .checkpoint import set_seed
 from .collators import default_data_collator, padding_collator
 from .data import (
     Collate,
     EpochBatches,
+    GivenLoader,
     KeepColumns,
     OwnRandomness,
     ProcessShare,
@@ -55,9 +55,10 @@ from .data import (
     make_loader,
     sample_lengths,
 )
+from .deepspeed import settle_deepspeed
 from .evaluation import EvalPrediction
 from .loss import without_adapters
-from .optim import build_optimizer, build_schedule
+from .optim import build_optimizer, build_schedule, decayed_names
 
 logger = logging.getLogger("audiomm.training")
 
@@ -73,7 +74,7 @@ class Foundation:
         train_dataset: Any = None,
         eval_dataset: Any = None,
         processing_class: Any = None,
-        model_init: Callable[[], nn.Module] | None = None,
+        model_init: Callable[..., nn.Module] | None = None,
         compute_loss_func: Callable[..., Tensor] | None = None,
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
         callbacks: list[Any] | None = None,
@@ -88,13 +89,17 @@ class Foundation:
         if (model is None) == (model_init is None):
             raise ConfigError("Trainer needs either model or model_init, and not both.")
         self.model_init = model_init
-        chosen: Any = model if model_init is None else model_init()
+        chosen: Any = model if model_init is None else self._model_made()
         self.model = chosen
         self.processing_class = processing_class
         self.data_collator = data_collator or (
             padding_collator(processing_class) if processing_class is not None else default_data_collator
         )
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
+        if self.args.eval_strategy != "no" and eval_dataset is None:
+            raise ConfigError(
+                f"eval_strategy={self.args.eval_strategy!r} needs an eval_dataset; pass one, or set it to 'no'."
+            )
         self.compute_loss_func, self.compute_metrics = compute_loss_func, compute_metrics
         self.preprocess_logits_for_metrics = preprocess_logits_for_metrics
         self.optimizer, self.lr_scheduler = self._given_optimizers = optimizers
@@ -123,6 +128,7 @@ class Foundation:
         self._stop_signal: int | None = None
         self._random_states: dict[str, Any] | None = None
         self._place = {"epoch": 0, "batches": 0}
+        self._batches_in_epoch = 1
         self._fingerprint: dict[str, Any] = {}
         self._logged_step = 0
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
@@ -130,12 +136,20 @@ class Foundation:
         self._rate = self.args.learning_rate
         self._grad_norm: float | None = None
         self._skipped = 0
+        self._weight: Tensor = torch.ones(())
         self._batch_size = self.args.per_device_train_batch_size
         if self.accelerator.is_main_process:
             Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
         self._event("on_init_end")
 
     # ------------------------------------------------------------------ set-up
+
+    def _model_made(self) -> nn.Module:
+        """What model_init makes; it may take a trial, which is None here."""
+        assert self.model_init is not None, "asked for only where there is one"
+        takes = inspect.signature(self.model_init).parameters.values()
+        needed = [one for one in takes if one.default is one.empty and one.kind <= one.POSITIONAL_OR_KEYWORD]
+        return self.model_init(*[None] * len(needed))
 
     def _seed_everything(self) -> None:
         set_seed(self.args.seed)
@@ -187,7 +201,7 @@ class Foundation:
             accelerator.state.distributed_type = DistributedType.FSDP
             PartialState._shared_state["distributed_type"] = DistributedType.FSDP
         if accelerator.state.deepspeed_plugin is not None:
-            _settle_deepspeed(accelerator.state.deepspeed_plugin.deepspeed_config, args)
+            settle_deepspeed(accelerator.state.deepspeed_plugin.deepspeed_config, args)
         found = {str(getattr(one, "value", one)) for one in accelerator.log_with}
         missing = sorted(set(args.report_to) - found - {"all"})
         if missing:  # accelerate would go on without them
@@ -279,6 +293,8 @@ class Foundation:
     def _loader(self, dataset: Any, batch_size: int, *, order: Any, start: int, epoch: int, drop_last: bool) -> Any:
         """Batches of this process: in `order` for map-style data, as they come for a stream."""
         rank, world = self.accelerator.process_index, self._world
+        if start == 0:  # a number that transformers' loaders draw when they begin: dropout goes on alike behind it
+            torch.empty((), dtype=torch.int64).random_()
         batches = share = None
         if order is not None:
             batches = EpochBatches(order, batch_size, rank, world, drop_last, start)
@@ -303,6 +319,11 @@ class Foundation:
         return self.args.seed if self.args.data_seed is None else self.args.data_seed
 
     def _train_loader(self, epoch: int, start: int) -> Any:
+        if self._overrides("get_train_dataloader"):
+            return GivenLoader(self.get_train_dataloader(), start)
+        return self._own_train_loader(epoch, start)
+
+    def _own_train_loader(self, epoch: int, start: int) -> Any:
         dataset, order = self.train_dataset, None
         if has_length(dataset):
             strategy, lengths = self.args.train_sampling_strategy, None
@@ -315,11 +336,30 @@ class Foundation:
             dataset, self._batch_size, order=order, start=start, epoch=epoch, drop_last=self.args.dataloader_drop_last
         )
 
+    def _eval_loader(self, dataset: Any) -> Any:
+        size, order = self.args.per_device_eval_batch_size, range(len(dataset)) if has_length(dataset) else None
+        return self._loader(dataset, size, order=order, start=0, epoch=0, drop_last=False)
+
     def get_train_dataloader(self) -> Any:
-        """The loader of the first epoch; items are `Batch`es."""
+        """The loader of the first epoch. One of your own, where a subclass overrides this, is read in every epoch."""
         if self.train_dataset is None:
             raise ConfigError("Trainer.train needs a train_dataset.")
-        return self._train_loader(0, 0)
+        return self._own_train_loader(0, 0)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """The loader of an evaluation, of a dataset or of the one with that name; a subclass may override it."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if dataset is None:
+            raise ConfigError("there is nothing to evaluate: pass eval_dataset to the Trainer or to evaluate().")
+        return self._eval_loader(self.eval_dataset[dataset] if isinstance(dataset, str) else dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> Any:
+        """The loader of `predict`; a subclass may override it."""
+        return self._eval_loader(test_dataset)
+
+    def _overrides(self, name: str) -> bool:
+        """Whether a subclass has a method of its own in the place of one of these."""
+        return getattr(type(self), name) is not getattr(Foundation, name)
 
     def _on_device(self, value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -387,6 +427,18 @@ class Foundation:
 
     # ------------------------------------------------------------------ small doors
 
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Names of the weights that weight_decay is for."""
+        decayed = decayed_names(model)
+        return [name for name, _ in model.named_parameters() if name in decayed]
+
+    def get_num_trainable_parameters(self) -> int:
+        return sum(value.numel() for value in self.model.parameters() if value.requires_grad)
+
+    def get_learning_rates(self) -> list[float]:
+        """The rate of each group of weights; there is an optimizer once training has begun."""
+        return [float(group["lr"]) for group in self.create_optimizer().param_groups]
+
     def add_callback(self, callback: TrainerCallback | type[TrainerCallback]) -> None:
         self.callback_handler.add(callback)
 
@@ -445,39 +497,3 @@ def _fsdp_plugin(args: TrainingArguments) -> FullyShardedDataParallelPlugin:
     if unknown:
         raise ConfigError(f"fsdp_config: {', '.join(unknown)} is not known; accepted are {', '.join(sorted(known))}.")
     return FullyShardedDataParallelPlugin(fsdp_version=2, **values)
-
-
-def _settle_deepspeed(config: dict[str, Any], args: TrainingArguments) -> None:
-    """Fill in what DeepSpeed's configuration leaves open.
-
-    Raises:
-        ConfigError: It says otherwise than the arguments, or checkpoints are wanted that it cannot give.
-    """
-    wanted = {
-        "train_micro_batch_size_per_gpu": args.per_device_train_batch_size,
-        "gradient_accumulation_steps": args.gradient_accumulation_steps,
-        "gradient_clipping": args.max_grad_norm,
-    }
-    for name, value in wanted.items():
-        found = config.get(name, "auto")
-        if found not in ("auto", value):
-            raise ConfigError(
-                f"DeepSpeed's configuration says {name}={found} and the arguments {value}: make them equal, or write "
-                '"auto" there.'
-            )
-        config[name] = value
-    config.setdefault("zero_optimization", {})["stage3_gather_16bit_weights_on_model_save"] = True
-    if args.load_best_model_at_end and config["zero_optimization"].get("stage") == 3:
-        raise ConfigError("load_best_model_at_end cannot be used with stage 3 of DeepSpeed; take fsdp, or stage 2.")
-    if args.save_strategy != "no" and not args.save_only_model:
-        raise ConfigError(
-            "DeepSpeed keeps the optimizer in a form of its own, so checkpoints hold the model alone: pass "
-            "save_only_model=True. A run that must be resumed exactly takes fsdp."
-        )
-
-
-def set_seed(seed: int) -> None:
-    """Seed the generators of Python, numpy and torch."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)

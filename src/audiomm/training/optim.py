@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from ..base.errors import ConfigError
 from .arguments import TrainingArguments
 
-_NORM_NAMES = ("norm", "scale")
+_NORM_NAMES = ("norm", "layerscale")
 
 
 def decayed_names(model: nn.Module) -> set[str]:
@@ -76,13 +76,29 @@ def _parsed(text: str | None) -> dict[str, Any]:
     return options
 
 
-def build_schedule(optimizer: torch.optim.Optimizer, args: TrainingArguments, total_steps: int) -> LambdaLR:
-    """The schedule that `args.lr_scheduler_type` names."""
-    warmup = 0 if args.lr_scheduler_type == "constant" else args.get_warmup_steps(total_steps)
-    shape = _shape(args.lr_scheduler_type, dict(args.lr_scheduler_kwargs or {}), args, warmup, total_steps)
+def build_schedule(optimizer: torch.optim.Optimizer, args: TrainingArguments, total_steps: int) -> Any:
+    """The schedule that `args.lr_scheduler_type` names.
+
+    Raises:
+        ConfigError: lr_scheduler_kwargs hold what it does not know, or lack what it needs.
+    """
+    name, options = args.lr_scheduler_type, dict(args.lr_scheduler_kwargs or {})
+    warmup = 0 if name == "constant" else args.get_warmup_steps(total_steps)
+    if name == "reduce_lr_on_plateau":
+        try:
+            return ReduceLROnPlateau(optimizer, **options)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"lr_scheduler_kwargs={options} of lr_scheduler_type={name!r}: {error}.") from error
+    if name == "warmup_stable_decay":
+        return LambdaLR(optimizer, _stable_then_less(options, warmup, total_steps))
+    first, rise = 0.0, max(1, warmup)
+    if name == "cosine_warmup_with_min_lr":
+        given = options.pop("warmup_lr_rate", None)
+        first, rise = 1 / rise if given is None else float(given), max(1, warmup - 1)
+    shape = _shape(name, options, args, warmup, total_steps)
 
     def factor(step: int) -> float:
-        return step / max(1, warmup) if step < warmup else shape(step)
+        return first + (1 - first) * step / rise if step < warmup else shape(step)
 
     return LambdaLR(optimizer, factor)
 
@@ -112,12 +128,49 @@ def _shape(
         power, end = options.pop("power", 1.0), options.pop("lr_end", 1e-7) / (args.learning_rate or 1.0)
         shape = lambda step: end + (1 - end) * (1 - share(step)) ** power  # noqa: E731
     else:
-        cycles, least = options.pop("num_cycles", 0.5), options.pop("min_lr_rate", None)
-        if least is None:
-            least = options.pop("min_lr", 0.0) / args.learning_rate if args.learning_rate else 0.0
+        cycles, least = options.pop("num_cycles", 0.5), 0.0
+        if name != "cosine":
+            if len({"min_lr", "min_lr_rate"} & set(options)) != 1:
+                raise ConfigError(f"lr_scheduler_type={name!r} needs lr_scheduler_kwargs with min_lr or min_lr_rate.")
+            least = options.pop("min_lr_rate", None)
+            least = options.pop("min_lr") / (args.learning_rate or 1.0) if least is None else least
+        ahead = 1 if name == "cosine_warmup_with_min_lr" else 0
         shape = lambda step: (  # noqa: E731
-            least + (1 - least) * max(0.0, 0.5 * (1 + math.cos(math.pi * cycles * 2.0 * share(step))))
+            least + (1 - least) * max(0.0, 0.5 * (1 + math.cos(math.pi * cycles * 2.0 * share(step + ahead))))
         )
     if options:
         raise ConfigError(f"lr_scheduler_kwargs: {', '.join(options)} is unknown for lr_scheduler_type={name!r}.")
     return shape
+
+
+def _stable_then_less(options: dict[str, Any], warmup: int, total: int) -> Callable[[int], float]:
+    """The factor of "warmup_stable_decay": a rise, a constant rate, a fall, and what is left of it."""
+    if "num_decay_steps" not in options:
+        raise ConfigError("lr_scheduler_type='warmup_stable_decay' needs lr_scheduler_kwargs={'num_decay_steps': ...}.")
+    falling = options.pop("num_decay_steps")
+    stable = options.pop("num_stable_steps", total - warmup - falling)
+    least, cycles = options.pop("min_lr_ratio", 0.0), options.pop("num_cycles", 0.5)
+    shapes: dict[str, Callable[[float, float], float]] = {  # of (what is done, waves), from 1 to 0
+        "linear": lambda done, waves: 1.0 - done,
+        "cosine": lambda done, waves: 0.5 * (1.0 + math.cos(2.0 * math.pi * waves * done)),
+        "1-sqrt": lambda done, waves: 1.0 - math.sqrt(done),
+    }
+    chosen = {name: options.pop(name, usual) for name, usual in (("warmup_type", "linear"), ("decay_type", "cosine"))}
+    for name, value in chosen.items():
+        if value not in shapes:
+            raise ConfigError(f"lr_scheduler_kwargs: {name}={value!r}; expected one of {', '.join(shapes)}.")
+    if options:
+        raise ConfigError(
+            f"lr_scheduler_kwargs: {', '.join(options)} is unknown for lr_scheduler_type='warmup_stable_decay'."
+        )
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return least + (1 - least) * shapes[chosen["warmup_type"]](1.0 - step / warmup, 0.5)
+        done = step - warmup - stable
+        if done < 0:
+            return 1.0
+        part = shapes[chosen["decay_type"]](done / falling, cycles) if done < falling else 0.0
+        return max(0.0, least + (1 - least) * part)
+
+    return factor

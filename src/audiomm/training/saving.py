@@ -70,6 +70,8 @@ class Saving(Foundation):
     def _save_checkpoint(self) -> None:
         """A checkpoint of this moment; unless it stands already."""
         path, writes = self._checkpoint_path(), self._writes
+        if self.state.best_global_step == self.state.global_step:
+            self.state.best_model_checkpoint = str(path)
         if self._saved_step == self.state.global_step:
             return
         for callback in self.callback_handler.callbacks:
@@ -78,7 +80,7 @@ class Saving(Foundation):
         wait = self.accelerator.wait_for_everyone
         needed = self._bytes_to_save()
         with new_checkpoint(self.args.output_dir, self.state.global_step, writes, wait, needed) as folder:
-            self._save_model(folder)
+            self.save_model(str(folder), _internal_call=True)
             if not self.args.save_only_model:
                 optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
                 state = {

@@ -101,5 +101,5 @@ class Seq2SeqTrainer(Trainer):
             tokens = generator.generate(**asked, **self._generate_kwargs)
             if labels is None:
                 return None, tokens, None
-            loss = self.compute_loss(model, inputs).detach().mean()
+            loss = self.compute_loss(model, inputs, **self._counted(inputs)).detach().mean()
         return loss, tokens, labels

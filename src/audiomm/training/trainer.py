@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +25,9 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ..base.errors import ConfigError, InputError, NumericalError
 from .callbacks import TrainerControl, TrainerState
-from .checkpoint import checkpoints, find_checkpoint, set_random_states, whole
+from .checkpoint import checkpoints, find_checkpoint, set_random_states, set_seed, whole
 from .data import Batch, batches_in, has_length
 from .evaluating import Evaluating
-from .foundation import set_seed
 from .loss import finite, is_shifted, label_tokens
 from .saving import Saving
 
@@ -38,12 +37,12 @@ logger = logging.getLogger("audiomm.training")
 _MOST_SKIPPED = 10
 
 
-class TrainOutput(tuple[int, float, dict[str, float]]):
-    """(global_step, training_loss, metrics), also by name."""
+class TrainOutput(NamedTuple):
+    """What `Trainer.train` returns."""
 
-    global_step = property(lambda self: self[0])
-    training_loss = property(lambda self: self[1])
-    metrics = property(lambda self: self[2])
+    global_step: int
+    training_loss: float
+    metrics: dict[str, float]
 
 
 class Trainer(Evaluating, Saving):
@@ -101,7 +100,7 @@ class Trainer(Evaluating, Saving):
         checkpoint = find_checkpoint(self.args.output_dir, resume_from_checkpoint)
         if self.model_init is not None and self._has_trained:
             set_seed(self.args.seed)
-            self.model = self.model_init()
+            self.model = self._model_made()
             if self.args.gradient_checkpointing:
                 self.model.gradient_checkpointing_enable(self.args.gradient_checkpointing_kwargs)
         if not self.args.auto_find_batch_size:
@@ -116,25 +115,32 @@ class Trainer(Evaluating, Saving):
         result: TrainOutput = self._halving_batches(attempt)
         return result
 
-    def _plan(self) -> tuple[int, int | None]:
-        """(optimizer steps of the run, steps of an epoch or None for a stream)."""
+    def _plan(self) -> tuple[int, int]:
+        """(optimizer steps of the run, passes over the data); notes how many batches a pass has."""
         args = self.args
         if not has_length(self.train_dataset):
             if args.max_steps <= 0:
                 raise ConfigError("the training data have no length, so max_steps must say when to end.")
-            return args.max_steps, None
+            # A pass over a stream ends where it ends; fractions of one are told by the whole run, as in transformers.
+            self._batches_in_epoch = args.max_steps * args.gradient_accumulation_steps
+            return args.max_steps, sys.maxsize
         size = self._batch_size * self._world
-        batches = batches_in(len(self.train_dataset), size, args.dataloader_drop_last)
+        if self._overrides("get_train_dataloader"):
+            batches = len(self.get_train_dataloader())
+        else:
+            batches = batches_in(len(self.train_dataset), size, args.dataloader_drop_last)
+        self._batches_in_epoch = batches
         if batches == 0:
             raise ConfigError(
                 f"{len(self.train_dataset)} training samples do not fill one batch of {size}: use smaller batches or "
                 "dataloader_drop_last=False."
             )
         in_epoch = math.ceil(batches / args.gradient_accumulation_steps)
-        return (args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * in_epoch)), in_epoch
+        total = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * in_epoch)
+        return total, math.ceil(total / in_epoch)
 
     def _train(self, checkpoint: Path | None, allow_change: tuple[str, ...]) -> TrainOutput:
-        total, in_epoch = self._plan()
+        total, epochs = self._plan()
         self.model_wrapped, old = self.model, self.state
         self.state = TrainerState(
             is_local_process_zero=old.is_local_process_zero, is_world_process_zero=old.is_world_process_zero
@@ -150,7 +156,7 @@ class Trainer(Evaluating, Saving):
         if checkpoint is not None:
             place = self._restore(checkpoint, allow_change)
             self._saved_step = self.state.global_step if self._is_here(checkpoint) else None
-        self._note_plan(total, in_epoch)
+        self._note_plan(total, epochs)
         self._fingerprint, self._logged_step = self._facts(), place["logged_step"]
         self._start_trackers()
         started, first_step = time.time(), self.state.global_step
@@ -164,7 +170,7 @@ class Trainer(Evaluating, Saving):
                 if self._random_states is not None:
                     set_random_states(self._random_states)
                 if self.state.global_step < total:
-                    self._epochs(place["epoch"], place["batches"], in_epoch)
+                    self._epochs(place["epoch"], place["batches"])
         finally:
             self.is_in_train = False
             if noise is not None:
@@ -184,13 +190,14 @@ class Trainer(Evaluating, Saving):
     def _is_here(self, checkpoint: Path) -> bool:
         return checkpoint.resolve() == self._checkpoint_path().resolve()
 
-    def _note_plan(self, total: int, in_epoch: int | None) -> None:
+    def _note_plan(self, total: int, epochs: int) -> None:
         """Write into the state where the run ends and what happens how often."""
         args, state = self.args, self.state
         state.max_steps, state.train_batch_size = total, self._batch_size
-        state.num_train_epochs = math.ceil(total / in_epoch) if in_epoch else sys.maxsize
+        state.num_train_epochs = epochs
         state.logging_steps = args.every(args.logging_steps, total)
-        state.eval_steps = args.every(args.eval_steps, total)
+        if args.eval_steps is not None:
+            state.eval_steps = args.every(args.eval_steps, total)
         state.save_steps = args.every(args.save_steps, total)
         self.control = TrainerControl()
 
@@ -215,16 +222,17 @@ class Trainer(Evaluating, Saving):
         self._close()
         if self.args.push_to_hub:
             self.push_to_hub()
-        return TrainOutput((state.global_step, metrics["train_loss"], metrics))
+        return TrainOutput(state.global_step, metrics["train_loss"], metrics)
 
     def _close(self) -> None:
         self._event("on_train_end")
         if self.args.report_to:
             self.accelerator.end_training()
 
-    def _epochs(self, epoch: int, batches_done: int, in_epoch: int | None) -> None:
-        args, state = self.args, self.state
+    def _epochs(self, epoch: int, batches_done: int) -> None:
+        args, state, is_cut = self.args, self.state, False
         while True:
+            self.control.should_epoch_stop = False
             self.train_loader = self._train_loader(epoch, batches_done)
             self._event("on_epoch_begin")
             batches = iter(self.train_loader)
@@ -238,22 +246,22 @@ class Trainer(Evaluating, Saving):
                 batches_done += len(part)
                 steps_here += 1
                 state.global_step += 1
-                done = math.ceil(batches_done / args.gradient_accumulation_steps)
-                state.epoch = epoch + done / in_epoch if in_epoch else state.global_step / state.max_steps
+                state.epoch = epoch + batches_done / self._batches_in_epoch
                 self._place = {"epoch": epoch, "batches": batches_done}
                 self._event("on_step_end")
                 self._after()
                 if self.control.should_epoch_stop:
+                    is_cut = True
                     break
             if not steps_here and not batches_done and not self.control.should_training_stop:
                 raise InputError(f"epoch {epoch} of the training data gave no batch.")
             epoch, batches_done = epoch + 1, 0
             self._place = {"epoch": epoch, "batches": 0}
-            self.control.should_epoch_stop = False
             self.control.new_step()
             self._event("on_epoch_end")
             self._after()
-            if self.control.should_training_stop or state.global_step >= state.max_steps:
+            is_last = is_cut and epoch >= state.num_train_epochs  # steps that were cut off are not made up for
+            if self.control.should_training_stop or state.global_step >= state.max_steps or is_last:
                 return
 
     def _step(self, part: list[Batch]) -> None:
@@ -261,21 +269,20 @@ class Trainer(Evaluating, Saving):
         model, args = self.model_wrapped, self.args
         model.train()
         self._event("on_step_begin")
-        inputs = [self._on_device(batch.inputs) for batch in part]
+        inputs = [self._on_device(batch) for batch in part]
         weights, tokens = self._loss_weights(part, inputs)
         step_loss = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
         for number, (batch, weight) in enumerate(zip(inputs, weights, strict=True)):
             is_last = number == len(inputs) - 1
             self.accelerator.gradient_state._set_sync_gradients(is_last)  # what DeepSpeed steps by
             with nullcontext() if is_last else self.accelerator.no_sync(model):
-                step_loss += self.training_step(model, batch, tokens, weight)
+                self._weight = weight
+                step_loss += self.training_step(model, batch, tokens)
             if not is_last:
                 self._event("on_substep_end")
         step_loss = self._reduced(step_loss.float(), "mean").double() if self._world > 1 else step_loss
-        norm = None
-        if args.max_grad_norm > 0:
-            norm = self.accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
-            norm = None if norm is None else whole(norm)
+        norm = self.accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm or math.inf)
+        norm = None if norm is None else whole(norm)
         if self._is_usable(step_loss, norm):
             self._event("on_pre_optimizer_step")
             self.optimizer.step()
@@ -311,15 +318,14 @@ class Trainer(Evaluating, Saving):
         return [count * world / everything.clamp(min=1) for count in own], tokens
 
     def training_step(
-        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | None = None, weight: Any = None
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | None = None
     ) -> Tensor:
-        """Loss and gradients of one batch; returns the weighted loss."""
+        """Loss and gradients of one batch; returns the loss, weighted by its share of the step."""
         with self.accelerator.autocast():
             loss = self.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
-        if weight is not None:
-            # Where nothing counts the loss may be 0 / 0, which must not reach the others.
-            weight = weight.to(loss.device)
-            loss = torch.where(weight > 0, loss * weight, torch.zeros_like(loss))
+        # Where nothing counts the loss may be 0 / 0, which must not reach the others.
+        weight = self._weight.to(loss.device)
+        loss = torch.where(weight > 0, loss * weight, torch.zeros_like(loss))
         # The weights average the batches of a step already.
         self.accelerator.backward(loss, **({"scale_wrt_gas": False} if self._has_deepspeed else {}))
         return loss.detach()
@@ -353,16 +359,15 @@ class Trainer(Evaluating, Saving):
 
     def _after(self) -> None:
         """Log, evaluate and save as asked for, and end the run if a signal has arrived."""
-        control = self.control
-        if control.should_log and self.state.global_step > self._logged_step:
+        if self.control.should_log and self.state.global_step > self._logged_step:
             self._log_training()
-        metrics = self._evaluate_now() if control.should_evaluate else None
+        metrics = self._evaluate_now() if self.control.should_evaluate else None
         is_better = self._note_best(metrics) if metrics else False
         if metrics and isinstance(self.lr_scheduler, ReduceLROnPlateau):
             self.lr_scheduler.step(metrics[self._metric_key() or "eval_loss"])
         if is_better and (self.args.save_strategy == "best" or self.args.load_best_model_at_end):
-            control.should_save = True
-        if control.should_save:
+            self.control.should_save = True
+        if self.control.should_save:
             self._save_checkpoint()
         self.control.new_step()
         stop = int(self._stop_signal or 0)
@@ -412,8 +417,9 @@ class Trainer(Evaluating, Saving):
         value, best = metrics[key], self.state.best_metric
         is_better = best is None or (value > best if self.args.greater_is_better else value < best)
         if is_better:
-            self.state.best_metric, self.state.best_global_step = value, self.state.global_step
-            self.state.best_model_checkpoint = str(self._checkpoint_path())
+            self.state.best_metric = value
+            if self.args.save_strategy != "no":
+                self.state.best_global_step = self.state.global_step
         return is_better
 
     @contextmanager
