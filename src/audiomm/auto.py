@@ -24,6 +24,7 @@ class Family:
         module: Where the classes are, below audiomm.models.
         config, tokenizer, feature_extractor, image_processor, video_processor, processor: Class names; "" for none.
         models: {Auto class name: class name}.
+        own: {class name: class} of those that are not below audiomm.models.
     """
 
     module: str
@@ -34,9 +35,14 @@ class Family:
     image_processor: str = ""
     video_processor: str = ""
     models: dict[str, str] = field(default_factory=dict)
+    own: dict[str, type] = field(default_factory=dict)
 
     def load(self, name: str) -> Any:
-        return getattr(importlib.import_module(f"{__package__}.models.{self.module}"), name)
+        return (
+            self.own[name]
+            if name in self.own
+            else getattr(importlib.import_module(f"{__package__}.models.{self.module}"), name)
+        )
 
     def part(self, config: str, models: dict[str, str]) -> Family:
         """The row of a model type that is a part of this family's whole model."""
@@ -112,6 +118,8 @@ FAMILIES: dict[str, Family] = {
     "gemma4_unified_text": _GEMMA4_UNIFIED.part(
         "Gemma4UnifiedTextConfig", _text("Gemma4UnifiedTextModel", "Gemma4UnifiedForCausalLM")
     ),
+    "gemma4_unified_audio": _GEMMA4_UNIFIED.part("Gemma4UnifiedAudioConfig", {}),
+    "gemma4_unified_vision": _GEMMA4_UNIFIED.part("Gemma4UnifiedVisionConfig", {}),
     "gemma4_unified_assistant": _GEMMA4_UNIFIED.part(
         "Gemma4UnifiedAssistantConfig", {"AutoModelForCausalLM": "Gemma4UnifiedAssistantForCausalLM"}
     ),
@@ -136,6 +144,30 @@ def family_of(model_type: str | None, where: str) -> Family:
     raise ConfigError(
         f"{where}: model_type={model_type!r} is not known here; known are {', '.join(sorted(FAMILIES))}.{hint}"
     )
+
+
+def _register(config_class: Any, part: str, cls: type, exist_ok: bool) -> None:
+    """Put a class of your own into the row of its configuration's model type; `part` is a field or an Auto class.
+
+    Raises:
+        ConfigError: The model type is missing or has another class there already, unless `exist_ok`.
+    """
+    model_type = config_class.model_type
+    if not model_type:
+        raise ConfigError(f"{config_class.__name__} has no model_type; give it one of its own.")
+    row = FAMILIES.get(model_type, Family("", config_class.__name__, own={config_class.__name__: config_class}))
+    if part != "config" and row.load(row.config) is not config_class:
+        raise ConfigError(
+            f"{config_class.__name__}: model_type={model_type!r} is that of {row.config}; give it one of its own."
+        )
+    name = cls.__name__
+    known = row.models.get(part) if part.startswith("Auto") else getattr(row, part)
+    if known and not exist_ok and row.load(known) is not cls:
+        raise ConfigError(f"model_type={model_type!r} has {known} already; pass exist_ok=True to put {name} there.")
+    changes: dict[str, Any] = {part: name}
+    if part.startswith("Auto"):
+        changes = {"models": {**row.models, part: name}}
+    FAMILIES[model_type] = replace(row, own={**row.own, name: cls}, **changes)
 
 
 def _split(name: str | os.PathLike[str], kwargs: dict[str, Any]) -> tuple[Source, dict[str, Any]]:
@@ -166,6 +198,19 @@ class AutoConfig:
         family = family_of(model_type, "AutoConfig.for_model")
         config: PreTrainedConfig = family.load(family.config)(**kwargs)
         return config
+
+    @staticmethod
+    def register(model_type: str, config: type[PreTrainedConfig], exist_ok: bool = False) -> None:
+        """Add a configuration class of your own, for folders whose config.json has its model_type.
+
+        Raises:
+            ConfigError: The class has another model_type, or the type is taken.
+        """
+        if config.model_type != model_type:
+            raise ConfigError(
+                f"{config.__name__}.model_type is {config.model_type!r} and not {model_type!r}; make them the same."
+            )
+        _register(config, "config", config, exist_ok)
 
 
 class _AutoModel:
@@ -200,12 +245,27 @@ class _AutoModel:
         return cls._class_for(config.model_type, cls.__name__)._from_config(config, **kwargs)
 
     @classmethod
+    def register(cls, config_class: type[PreTrainedConfig], model_class: type[Any], exist_ok: bool = False) -> None:
+        """Add a model class of your own, for configurations of `config_class`.
+
+        Raises:
+            ConfigError: The model is made for another configuration, or there is one for this job.
+        """
+        if model_class.config_class is not config_class:
+            raise ConfigError(
+                f"{model_class.__name__}.config_class is {model_class.config_class.__name__} and not "
+                f"{config_class.__name__}; make them the same."
+            )
+        _register(config_class, cls.role, model_class, exist_ok)
+
+    @classmethod
     def _class_for(cls, model_type: str | None, where: str) -> Any:
         family = family_of(model_type, where)
         name = family.models.get(cls.role)
         if name is None:
             raise ConfigError(
-                f"{where}: the {model_type} family has no model for {cls.role}; it has {', '.join(family.models)}."
+                f"{where}: the {model_type} family has no model for {cls.role}; it has "
+                f"{', '.join(family.models) or 'none'}."
             )
         return family.load(name)
 
@@ -274,6 +334,15 @@ class _AutoReader:
             raise ConfigError(f"{pretrained_model_name_or_path}: models of type {model_type} have no {cls.part}.")
         return family.load(name).from_pretrained(pretrained_model_name_or_path, **options, **kwargs)
 
+    @classmethod
+    def register(cls, config_class: type[PreTrainedConfig], part_class: type, exist_ok: bool = False) -> None:
+        """Add a class of your own for models with configurations of `config_class`.
+
+        Raises:
+            ConfigError: There is one already.
+        """
+        _register(config_class, cls.part, part_class, exist_ok)
+
 
 def _model_type(source: Source, part: str) -> str | None:
     """The model type in config.json, or what the names of the classes in the other files begin with.
@@ -305,6 +374,25 @@ class AutoTokenizer(_AutoReader):
 
     part = "tokenizer"
 
+    @classmethod
+    def register(  # type: ignore[override]  # the names and places are those of transformers
+        cls,
+        config_class: type[PreTrainedConfig],
+        tokenizer_class: type | None = None,
+        slow_tokenizer_class: type | None = None,
+        fast_tokenizer_class: type | None = None,
+        exist_ok: bool = False,
+    ) -> None:
+        """Add a tokenizer of your own; slow and fast are older names, the fast one coming first.
+
+        Raises:
+            ConfigError: None is given, or there is one already.
+        """
+        chosen = tokenizer_class or fast_tokenizer_class or slow_tokenizer_class
+        if chosen is None:
+            raise ConfigError("AutoTokenizer.register needs a tokenizer_class.")
+        super().register(config_class, chosen, exist_ok)
+
 
 class AutoFeatureExtractor(_AutoReader):
     """The feature extractor of a folder or hub id."""
@@ -317,6 +405,26 @@ class AutoImageProcessor(_AutoReader):
 
     part = "image_processor"
 
+    @classmethod
+    def register(  # type: ignore[override]  # the names and places are those of transformers
+        cls,
+        config_class: type[PreTrainedConfig],
+        slow_image_processor_class: type | None = None,
+        fast_image_processor_class: type | None = None,
+        image_processor_classes: dict[str, type] | None = None,
+        exist_ok: bool = False,
+    ) -> None:
+        """Add an image processor of your own: the fast one, or the first of `image_processor_classes`.
+
+        Raises:
+            ConfigError: None is given, or there is one already.
+        """
+        chosen = [*(image_processor_classes or {}).values(), fast_image_processor_class, slow_image_processor_class]
+        found = [one for one in chosen if one is not None]
+        if not found:
+            raise ConfigError("AutoImageProcessor.register needs a class, as in image_processor_classes={'pil': Mine}.")
+        super().register(config_class, found[0], exist_ok)
+
 
 class AutoVideoProcessor(_AutoReader):
     """The video processor of a folder or hub id."""
@@ -328,3 +436,27 @@ class AutoProcessor(_AutoReader):
     """The processor of a folder or hub id: tokenizer and extractors together."""
 
     part = "processor"
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
+        """The processor; or the tokenizer, image processor or feature extractor that stands there alone.
+
+        Raises:
+            ConfigError: The family is not known.
+        """
+        source, _ = _split(pretrained_model_name_or_path, dict(kwargs))
+        part = None if "config" in kwargs else _lone_part(source)
+        return (part.from_pretrained if part else super().from_pretrained)(pretrained_model_name_or_path, **kwargs)
+
+
+def _lone_part(source: Source) -> type[_AutoReader] | None:
+    """The Auto class of the only part in a folder that names neither a model nor a processor."""
+    if source.find(CONFIG_NAME) or source.find("processor_config.json"):
+        return None
+    paths = [source.find(f"{name}_config.json") for name in ("tokenizer", "preprocessor")]
+    values = [read_json(path) for path in paths if path is not None]
+    if len(values) != 1 or values[0].get("processor_class"):
+        return None
+    if paths[0] is not None:
+        return AutoTokenizer
+    return AutoImageProcessor if "image_processor_type" in values[0] else AutoFeatureExtractor

@@ -7,11 +7,11 @@ import json
 
 import pytest
 
-from audiomm import AutoConfig, ConfigError, Gemma4Config, Gemma4VisionConfig, WhisperConfig
+from audiomm import AutoConfig, AutoModel, ConfigError, Gemma4Config, Gemma4VisionConfig, SaveError, WhisperConfig
 
 
 def test_save_and_load_keeps_every_key_of_the_file(tmp_path):
-    values = WhisperConfig(d_model=64, encoder_attention_heads=4, decoder_attention_heads=4).to_dict()
+    values = WhisperConfig(d_model=64, encoder_attention_heads=4, decoder_attention_heads=4).to_diff_dict()
     values |= {"some_new_key": {"deep": [1, 2]}, "architectures": ["WhisperForConditionalGeneration"]}
     (tmp_path / "config.json").write_text(json.dumps(values))
     config = WhisperConfig.from_pretrained(tmp_path)
@@ -113,6 +113,62 @@ def test_labels_are_numbered_and_named():
     assert config.label2id == {"yes": 0, "no": 1, "maybe": 2}
     assert WhisperConfig(num_labels=4).id2label[3] == "LABEL_3"
     assert json.loads(config.to_json_string())["id2label"] == {"0": "yes", "1": "no", "2": "maybe"}
+
+
+def test_labels_nobody_named_are_two_and_stay_out_of_files():
+    config = WhisperConfig()
+    assert config.id2label == {0: "LABEL_0", 1: "LABEL_1"}
+    assert config.label2id == {"LABEL_0": 0, "LABEL_1": 1}
+    assert config.to_dict()["id2label"] == config.id2label
+    assert "id2label" not in config.to_diff_dict()
+    assert "id2label" not in Gemma4Config().to_diff_dict()["text_config"]
+    named = WhisperConfig(id2label={0: "yes", 1: "no"})
+    named.num_labels = 2
+    assert named.id2label == {0: "yes", 1: "no"}
+    named.num_labels = 3
+    assert named.label2id == {"LABEL_0": 0, "LABEL_1": 1, "LABEL_2": 2}
+    twelve = list(json.loads(WhisperConfig(num_labels=12).to_json_string())["id2label"])
+    assert twelve == [str(index) for index in range(12)]
+
+
+def test_the_attention_is_read_and_chosen_under_the_name_of_transformers():
+    config = Gemma4Config()
+    assert config._attn_implementation == config.text_config._attn_implementation == "sdpa"
+    config._attn_implementation = "eager"
+    assert config.attn_implementation == config.text_config.attn_implementation == "eager"
+    config._attn_implementation = {"text_config": "sdpa"}
+    assert (config._attn_implementation, config.text_config._attn_implementation) == ("eager", "sdpa")
+    config._attn_implementation = None
+    assert config._attn_implementation == "sdpa"
+    assert WhisperConfig(_attn_implementation="eager")._attn_implementation == "eager"
+    parts = Gemma4Config(attn_implementation={"vision_config": "eager"}, vision_config={"hidden_size": 64})
+    assert (parts.attn_implementation, parts.vision_config.attn_implementation) == ("sdpa", "eager")
+    assert not any("attn_implementation" in name for name in parts.to_dict())
+    with pytest.raises(ConfigError, match="'sdpa_fast': accepted are sdpa and eager"):
+        config._attn_implementation = "sdpa_fast"
+
+
+def test_methods_take_their_arguments_under_the_names_of_transformers(tmp_path):
+    config, unused = WhisperConfig.from_dict(config_dict={"d_model": 96}, return_unused_kwargs=True, other=1)
+    assert (config.d_model, unused) == (96, {"other": 1})
+    config.update(config_dict={"d_model": 48})
+    assert "label2id" in json.loads(config.to_json_string(use_diff=False))
+    config.to_json_file(json_file_path=tmp_path / "one.json", use_diff=True)
+    assert (tmp_path / "one.json").read_text() == config.to_json_string(use_diff=True)
+    config.to_json_file(tmp_path / "all.json", use_diff=False)
+    assert WhisperConfig.from_json_file(tmp_path / "all.json") == config
+    with pytest.raises(SaveError, match=r"one\.json"):
+        config.to_json_file(tmp_path / "one.json" / "inner.json")
+
+
+@pytest.mark.parametrize("part", ["audio", "vision"])
+def test_a_part_of_the_12b_is_found_by_its_type_and_is_no_model_by_itself(part, tmp_path):
+    config = AutoConfig.for_model(f"gemma4_unified_{part}")
+    assert type(config).__name__ == f"Gemma4Unified{part.title()}Config"
+    config.save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path) == config
+    with pytest.raises(ConfigError, match="no model for AutoModel; it has none"):
+        AutoModel.from_config(config)
 
 
 def test_copies_are_equal_and_independent():

@@ -131,6 +131,17 @@ def test_the_vocabulary_can_grow_and_stays_tied(tiny_whisper):
     assert torch.equal(new[:100], old)
     assert torch.allclose(new[101], old.mean(0))
     assert tiny_whisper.proj_out.weight is new
+    assert tiny_whisper.resize_token_embeddings() is not None
+    assert len(tiny_whisper.get_input_embeddings().weight) == 104
+
+
+def test_new_rows_of_the_vocabulary_can_be_those_of_a_new_model(tiny_whisper):
+    old = tiny_whisper.get_input_embeddings().weight.detach().clone()
+    tiny_whisper.resize_token_embeddings(140, mean_resizing=False)
+    new = tiny_whisper.get_input_embeddings().weight
+    assert torch.equal(new[:100], old)
+    assert 0.8 < new[100:].std() / tiny_whisper.config.init_std < 1.2
+    assert tiny_whisper.proj_out.weight is new
 
 
 # ---------------------------------------------------------------------- what does not fit

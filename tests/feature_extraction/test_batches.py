@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import audiomm
 from audiomm.base.errors import InputError
 from audiomm.feature_extraction import BatchFeature, WhisperFeatureExtractor
 
@@ -86,3 +87,25 @@ def test_pad_says_what_it_misses():
         extractor.pad([])
     with pytest.raises(InputError, match="need max_length="):
         extractor.pad({"input_features": [np.ones((80, 5))]}, padding="max_length")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["WhisperFeatureExtractor", "Gemma3nAudioFeatureExtractor", "Gemma4AudioFeatureExtractor",
+     "Gemma4UnifiedAudioFeatureExtractor", "SiglipImageProcessor", "Gemma4ImageProcessor", "Gemma4VideoProcessor"],
+)  # fmt: skip
+def test_arguments_that_name_no_setting_come_back_on_request(name, tmp_path):
+    kind = getattr(audiomm, name)
+    setting = "sampling_rate" if "Extractor" in name else "rescale_factor"
+    kind().save_pretrained(tmp_path)
+    made, unused = kind.from_pretrained(tmp_path, return_unused_kwargs=True, other=1, **{setting: 8000})
+    assert unused == {"other": 1}
+    assert getattr(made, setting) == 8000
+    assert "other" not in made.to_dict()
+    assert kind.from_pretrained(tmp_path, other=1).to_dict()["other"] == 1
+
+
+def test_milliseconds_are_settings_too():
+    kind = audiomm.Gemma4AudioFeatureExtractor
+    made, unused = kind.from_dict(kind().to_dict(), return_unused_kwargs=True, hop_length_ms=20.0, hop=1)
+    assert (made.hop_length, unused) == (320, {"hop": 1})

@@ -213,6 +213,19 @@ def test_a_broken_file_says_so(tmp_path: Path):
         GenerationConfig.from_pretrained(tmp_path)
 
 
+def test_the_file_written_by_name_is_the_text(tmp_path):
+    config = GenerationConfig.from_dict(config_dict={"num_beams": 2})
+    config.to_json_file(tmp_path / "diff.json")
+    config.to_json_file(tmp_path / "all.json", use_diff=False)
+    assert (tmp_path / "diff.json").read_text() == config.to_json_string()
+    assert (tmp_path / "all.json").read_text() == config.to_json_string(use_diff=False)
+
+
+def test_what_nothing_reads_yet_is_saved_since_a_call_may_ask_for_sampling(tmp_path):
+    GenerationConfig(do_sample=False, temperature=0.5).save_pretrained(tmp_path)
+    assert GenerationConfig.from_pretrained(tmp_path, do_sample=True).temperature == 0.5
+
+
 def test_from_dict_can_return_a_pair():
     config, unused = GenerationConfig.from_dict({"a": 1, "num_beams": 2}, return_unused_kwargs=True, num_beams=4)
     assert (config.a, config.num_beams, unused) == (1, 4, {})

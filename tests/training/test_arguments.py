@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from typing import Any
 
 import pytest
@@ -146,3 +147,90 @@ def test_unknown_settings_of_accelerate_are_refused(make_trainer: Any) -> None:
         make_trainer(accelerator_config={"dispatch_batches": True})
     with pytest.raises(ConfigError, match="fsdp_config: color is not known; accepted are"):
         make_trainer(fsdp=True, fsdp_config={"color": "red"})
+
+
+def test_setters_give_what_the_constructor_gives() -> None:
+    own = make("x").set_training(1e-3, 2, 0.1, 5, 7, 3, 1, gradient_checkpointing=True)
+    own.set_evaluate("steps", 9, 4, 2, None, True).set_save("epoch", total_limit=2, on_each_node=True)
+    own.set_logging("epoch", report_to="tensorboard", level="info", replica_level="error", first_step=True)
+    own.set_push_to_hub("me/mine", "end", "secret", True).set_testing(6)
+    other = make(
+        "x", do_train=True, learning_rate=1e-3, per_device_train_batch_size=2, weight_decay=0.1, num_train_epochs=5,
+        max_steps=7, gradient_accumulation_steps=3, seed=1, gradient_checkpointing=True, do_eval=True,
+        eval_strategy="steps", eval_steps=9, eval_accumulation_steps=2, save_strategy="epoch", save_total_limit=2,
+        save_on_each_node=True, logging_strategy="epoch", report_to="tensorboard", log_level="info",
+        log_level_replica="error", logging_first_step=True, logging_nan_inf_filter=False, log_on_each_node=False,
+        push_to_hub=True, hub_model_id="me/mine", hub_strategy="end", hub_token="secret", hub_private_repo=True,
+        do_predict=True, per_device_eval_batch_size=6,
+    )  # fmt: skip
+    assert own == other
+    assert own.report_to == ["tensorboard"]
+    own = make("x").set_optimizer("sgd", 1e-4, 0.2, 0.8, 0.9, 1e-6, "momentum=0.9")
+    own.set_lr_scheduler("cosine", 2.0, 11, 0.5).set_dataloader(
+        2, 3, True, 1, False, True, 4, None, True, True, True, 5
+    )
+    other = make(
+        "x", optim="sgd", learning_rate=1e-4, weight_decay=0.2, adam_beta1=0.8, adam_beta2=0.9, adam_epsilon=1e-6,
+        optim_args="momentum=0.9", lr_scheduler_type="cosine", num_train_epochs=2.0, max_steps=11, warmup_steps=0.5,
+        per_device_train_batch_size=2, per_device_eval_batch_size=3, dataloader_drop_last=True,
+        dataloader_num_workers=1, dataloader_pin_memory=False, dataloader_persistent_workers=True,
+        dataloader_prefetch_factor=4, auto_find_batch_size=True, ignore_data_skip=True, data_seed=5,
+    )  # fmt: skip
+    assert own == other
+    assert not own.set_evaluate().do_eval
+
+
+def test_setters_refuse_what_the_constructor_refuses_and_set_nothing_then() -> None:
+    args = make("x")
+    for change, words in (
+        (lambda: args.set_evaluate("steps", 0), "eval_steps=0 with eval_strategy='steps'"),
+        (lambda: args.set_training(batch_size=0), "per_device_train_batch_size=0"),
+        (lambda: args.set_logging(level="loud"), "log_level='loud': expected one of debug"),
+        (lambda: args.set_push_to_hub("me/mine", always_push=True), "no 'hub_always_push'; it is not part of this"),
+        (lambda: args.set_dataloader(in_order=False), "no 'dataloader_in_order'; it is not part of this library"),
+        (lambda: args.set_optimizer("lion"), "optim='lion'"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            change()
+    assert args == make("x")
+
+
+def test_values_that_do_not_go_together_are_found_when_all_are_set(make_trainer: Any) -> None:
+    args = make("x", eval_strategy="steps", load_best_model_at_end=True)
+    args.set_evaluate("epoch").set_save("epoch").check()
+    args.set_save("steps").set_evaluate("no").set_lr_scheduler("reduce_lr_on_plateau")
+    with pytest.raises(ConfigError, match="goes by evaluations"):
+        args.check()
+    with pytest.raises(ConfigError, match="goes by evaluations"):
+        audiomm.Trainer(make_trainer().model, args)
+
+
+def test_arguments_tell_of_their_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "ACCELERATE_USE_CPU", "ACCELERATE_TORCH_DEVICE"):
+        monkeypatch.delenv(name, raising=False)
+    args = make(per_device_train_batch_size=3, per_device_eval_batch_size=5, use_cpu=True, log_level="info")
+    assert (args.world_size, args.process_index, args.local_process_index) == (1, 0, 0)
+    assert (str(args.device), args.n_gpu, args.parallel_mode.value) == ("cpu", 0, "not_parallel")
+    assert (args.train_batch_size, args.eval_batch_size, args.get_warmup_steps(10)) == (3, 5, 0)
+    assert (args.should_log, args.should_save, args.get_process_log_level()) == (True, True, logging.INFO)
+    with args.main_process_first():
+        pass
+    for name, value in {"RANK": "3", "LOCAL_RANK": "0", "WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    assert (args.world_size, args.process_index, args.local_process_index) == (4, 3, 0)
+    assert (args.parallel_mode.value, args.should_log, args.should_save) == ("distributed", True, False)
+    args = make(use_cpu=True, log_on_each_node=False, save_on_each_node=True, log_level="info")
+    assert (args.should_log, args.should_save, args.get_process_log_level()) == (False, True, logging.WARNING)
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    for name, value in {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    args = make()
+    assert (str(args.device), args.n_gpu, args.world_size) == ("cuda:1", 1, 4)
+    monkeypatch.delenv("LOCAL_RANK")
+    assert (str(args.device), args.world_size) == ("cuda:0", 1), "not launched: processes that know nothing of another"
+    monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "cuda:1")
+    assert str(args.device) == "cuda:1"

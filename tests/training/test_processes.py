@@ -21,6 +21,7 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
+import audiomm
 import torch
 from training_child import Noise, make_trainer
 
@@ -31,7 +32,15 @@ class Stream(torch.utils.data.IterableDataset):
 
 job = json.loads(sys.argv[1])
 data = Stream() if job["stream"] else None
+args = audiomm.TrainingArguments(job["folder"], use_cpu=True)
+turn = Path(job["folder"] + ".turn")
+with args.main_process_first():
+    assert turn.exists() == (args.process_index > 0), "the others come when the first is done"
+    turn.touch()
 trainer = make_trainer(job["folder"], job["options"], data, dropout=0.0)
+here = trainer.accelerator
+assert (args.device.type, args.world_size) == (here.device.type, here.num_processes)
+assert (args.process_index, args.local_process_index) == (here.process_index, here.local_process_index)
 trainer.eval_dataset = Noise()
 trainer.train(resume_from_checkpoint=job["resume"])
 trainer.save_model(job["folder"] + "/final")

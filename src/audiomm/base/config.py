@@ -36,6 +36,17 @@ _RUNTIME_KEYS = (
 
 ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager")
 
+# Fields that every configuration has and few set: files leave them out where they hold these values.
+_UNSET = {
+    "architectures": None,
+    "id2label": {0: "LABEL_0", 1: "LABEL_1"},
+    "label2id": {"LABEL_0": 0, "LABEL_1": 1},
+    "problem_type": None,
+    "return_dict": True,
+    "output_attentions": False,
+    "output_hidden_states": False,
+}
+
 
 @dataclass_transform(kw_only_default=True)
 class PreTrainedConfig:
@@ -46,7 +57,7 @@ class PreTrainedConfig:
         dtype: Type of the weights as saved ("float16"); None when unknown. `torch_dtype` is its older name.
         tie_word_embeddings: The output head shares the token embedding's weight.
         is_encoder_decoder: The model reads with one stack and writes with another.
-        id2label, label2id, problem_type: Names of the classes of a classification head.
+        id2label, label2id, problem_type: Names of the classes of a classification head; two of them unless told.
         name_or_path: Where the configuration came from; never saved.
         attn_implementation: "sdpa" or "eager", chosen at load time; never saved.
 
@@ -74,10 +85,8 @@ class PreTrainedConfig:
     def __init__(self, **values: Any) -> None:
         values = dict(values)
         self.name_or_path: str = str(values.pop("name_or_path", ""))
-        self.attn_implementation: str = values.pop("attn_implementation", None) or "sdpa"
-        if self.attn_implementation not in ATTENTION_IMPLEMENTATIONS:
-            accepted = " and ".join(ATTENTION_IMPLEMENTATIONS)
-            raise ConfigError(f"attn_implementation={self.attn_implementation!r}: accepted are {accepted}.")
+        self.attn_implementation: str = "sdpa"
+        attention = values.get("attn_implementation") or values.get("_attn_implementation")
         for key in (*_RUNTIME_KEYS, "model_type"):
             values.pop(key, None)
         count = values.pop("num_labels", None)
@@ -95,6 +104,8 @@ class PreTrainedConfig:
             self.architectures = list(self.architectures)
         self._set_labels(count)
         self._build_sub_configs()
+        if attention:
+            self.choose_attention(attention)
         self.validate()
 
     @classmethod
@@ -136,11 +147,11 @@ class PreTrainedConfig:
     # ------------------------------------------------------------------ labels
 
     def _set_labels(self, count: int | None) -> None:
-        if self.id2label is not None:
+        if self.id2label:
             self.id2label = {int(index): label for index, label in self.id2label.items()}
-        elif count is not None:
-            self.id2label = {index: f"LABEL_{index}" for index in range(count)}
-        if self.id2label is not None and self.label2id is None:
+        else:
+            self.id2label = {index: f"LABEL_{index}" for index in range(2 if count is None else count)}
+        if self.label2id is None:
             self.label2id = {label: index for index, label in self.id2label.items()}
 
     @property
@@ -150,8 +161,37 @@ class PreTrainedConfig:
 
     @num_labels.setter
     def num_labels(self, count: int) -> None:
-        self.id2label = self.label2id = None
-        self._set_labels(count)
+        if self.id2label is None or count != len(self.id2label):
+            self.id2label = self.label2id = None
+            self._set_labels(count)
+
+    # ------------------------------------------------------------------ attention
+
+    @property
+    def _attn_implementation(self) -> str:
+        """What transformers calls `attn_implementation`; assigning it chooses for the nested configurations, too."""
+        return self.attn_implementation
+
+    @_attn_implementation.setter
+    def _attn_implementation(self, value: str | dict[str, str] | None) -> None:
+        self.choose_attention(value or "sdpa")
+
+    def choose_attention(self, chosen: str | dict[str, str]) -> None:
+        """Choose the attention of this configuration and its parts, or of some: {"vision_config": "eager"}.
+
+        Raises:
+            ConfigError: There is no such attention, or no such part.
+        """
+        by_part = chosen if isinstance(chosen, dict) else {"": chosen}
+        for name, value in by_part.items():
+            part = getattr(self, name, None) if name else self
+            if value not in ATTENTION_IMPLEMENTATIONS or not isinstance(part, PreTrainedConfig):
+                raise ConfigError(
+                    f"attn_implementation={chosen!r}: accepted are {' and '.join(ATTENTION_IMPLEMENTATIONS)}, or a "
+                    f"dict of these by part of the configuration."
+                )
+            for one in (part, *part.parts()) if name or not isinstance(chosen, dict) else (part,):
+                one.attn_implementation = value
 
     # ------------------------------------------------------------------ nested configurations and aliases
 
@@ -160,9 +200,9 @@ class PreTrainedConfig:
             value = getattr(self, name, None)
             if value is None:
                 if name not in self.optional_configs:
-                    setattr(self, name, kind(attn_implementation=self.attn_implementation))
+                    setattr(self, name, kind())
             elif isinstance(value, dict):
-                setattr(self, name, kind.from_dict(value, attn_implementation=self.attn_implementation))
+                setattr(self, name, kind.from_dict(value))
             elif not isinstance(value, kind):
                 raise ConfigError(f"{name} is a {type(value).__name__}; accepted are {kind.__name__} and dict.")
 
@@ -188,22 +228,22 @@ class PreTrainedConfig:
     # ------------------------------------------------------------------ in and out
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any], return_unused_kwargs: bool = False, **overrides: Any) -> Any:
-        """A configuration from the content of a config.json, `overrides` winning over it.
+    def from_dict(cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """A configuration from the content of a config.json, `kwargs` winning over it.
 
         A dict for a nested configuration replaces the fields it names and leaves the others as they are.
 
-        With `return_unused_kwargs` those overrides that name no field come back beside it instead of being set.
+        With `return_unused_kwargs` those kwargs that name no field come back beside it instead of being set.
         """
-        values = {name: value for name, value in copy.deepcopy(values).items() if name not in _RUNTIME_KEYS}
+        values = {name: value for name, value in copy.deepcopy(config_dict).items() if name not in _RUNTIME_KEYS}
         for name in cls.sub_configs:
-            if isinstance(values.get(name), dict) and isinstance(overrides.get(name), dict):
-                overrides[name] = values[name] | overrides[name]
+            if isinstance(values.get(name), dict) and isinstance(kwargs.get(name), dict):
+                kwargs[name] = values[name] | kwargs[name]
         unused = {}
         if return_unused_kwargs:
             known = {*cls.field_names(), *cls.attribute_map, "num_labels", "attn_implementation", "name_or_path"}
-            unused = {name: value for name, value in overrides.items() if name not in known and name not in values}
-        config = cls(**(values | {name: value for name, value in overrides.items() if name not in unused}))
+            unused = {name: value for name, value in kwargs.items() if name not in known and name not in values}
+        config = cls(**(values | {name: value for name, value in kwargs.items() if name not in unused}))
         return (config, unused) if return_unused_kwargs else config
 
     @classmethod
@@ -239,23 +279,38 @@ class PreTrainedConfig:
         path = Path(name_or_path)
         return read_json(path if path.is_file() else source.require(CONFIG_NAME))
 
+    @classmethod
+    def from_json_file(cls, json_file: str | os.PathLike[str]) -> Any:
+        """A configuration from the file of that name."""
+        return cls.from_dict(read_json(json_file))
+
     def to_dict(self) -> dict[str, Any]:
-        """All fields and kept keys, nested configurations as dicts; the content of config.json."""
+        """All fields and kept keys, nested configurations as dicts."""
         values: dict[str, Any] = {"model_type": self.model_type} if self.model_type else {}
         for name, value in vars(self).items():
-            if name in _RUNTIME_KEYS:
-                continue
-            values[name] = value.to_dict() if isinstance(value, PreTrainedConfig) else copy.deepcopy(value)
-        for name in ("architectures", "id2label", "label2id", "problem_type",
-                     "return_dict", "output_attentions", "output_hidden_states"):  # fmt: skip
-            if values[name] == getattr(PreTrainedConfig, name):
-                del values[name]
-        if "id2label" in values:
-            values["id2label"] = {str(index): label for index, label in values["id2label"].items()}
+            if name not in _RUNTIME_KEYS:
+                values[name] = value.to_dict() if isinstance(value, PreTrainedConfig) else copy.deepcopy(value)
         return values
 
-    def to_json_string(self) -> str:
-        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+    def to_diff_dict(self) -> dict[str, Any]:
+        """The content of config.json: all fields but those that every configuration has and this one leaves alone."""
+        values = self.to_dict()
+        for name, value in vars(self).items():
+            if isinstance(value, PreTrainedConfig):
+                values[name] = value.to_diff_dict()
+        return {name: value for name, value in values.items() if name not in _UNSET or value != _UNSET[name]}
+
+    def to_json_string(self, use_diff: bool = True) -> str:
+        """What the file holds; all fields with `use_diff=False`."""
+        return json.dumps(self.to_diff_dict() if use_diff else self.to_dict(), indent=2, sort_keys=True) + "\n"
+
+    def to_json_file(self, json_file_path: str | os.PathLike[str], use_diff: bool = True) -> None:
+        """Write `to_json_string` to a file.
+
+        Raises:
+            SaveError: It cannot be written.
+        """
+        write_json(json_file_path, self.to_diff_dict() if use_diff else self.to_dict())
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
         """Write config.json into a folder, made if need be.
@@ -263,11 +318,11 @@ class PreTrainedConfig:
         Raises:
             SaveError: The folder cannot be written.
         """
-        write_json(make_folder(save_directory) / CONFIG_NAME, self.to_dict())
+        write_json(make_folder(save_directory) / CONFIG_NAME, self.to_diff_dict())
 
-    def update(self, values: dict[str, Any]) -> None:
+    def update(self, config_dict: dict[str, Any]) -> None:
         """Set several attributes at once."""
-        for name, value in values.items():
+        for name, value in config_dict.items():
             setattr(self, name, value)
 
     def copy(self) -> Self:

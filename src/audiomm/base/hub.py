@@ -210,4 +210,5 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     except OSError as error:
         raise SaveError(f"{target} could not be written ({error}); the file that stood there is unchanged.") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary.exists():  # Not where the folder is a file, which unlink() would complain about instead.
+            temporary.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from .config import ATTENTION_IMPLEMENTATIONS, PreTrainedConfig
+from .config import PreTrainedConfig
 from .errors import ConfigError, SaveError, UnsafeCheckpointError
 from .hub import Source, make_folder
 from .loading import compare, fill, initialise, pick_dtype
@@ -155,7 +155,7 @@ class PreTrainedModel(nn.Module):
         Raises:
             ConfigError: Another name was given.
         """
-        _choose_attention(self.config, attn_implementation)
+        self.config.choose_attention(attn_implementation)
 
     # ------------------------------------------------------------------ embeddings and training switches
 
@@ -174,28 +174,45 @@ class PreTrainedModel(nn.Module):
         raise AttributeError(f"{type(self).__name__} has no language-model head.")
 
     @torch.no_grad()
-    def resize_token_embeddings(self, new_num_tokens: int, pad_to_multiple_of: int | None = None) -> nn.Embedding:
-        """Grow or shrink the vocabulary; kept rows keep their values, new rows are the mean of the old ones.
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """Grow or shrink the vocabulary; kept rows keep their values.
 
         Args:
-            new_num_tokens: Rows wanted.
+            new_num_tokens: Rows wanted; None for as many as there are.
             pad_to_multiple_of: Round the rows up to a multiple of this.
+            mean_resizing: New rows are the mean of the old ones. False gives them a new model's initial values.
         """
         refuse_quantised(self, "given another vocabulary")
-        if pad_to_multiple_of:
-            new_num_tokens = -(-new_num_tokens // pad_to_multiple_of) * pad_to_multiple_of
         old = self.get_input_embeddings()
-        weight = _resized_rows(old.weight, new_num_tokens)
-        table = nn.Embedding(new_num_tokens, old.embedding_dim, old.padding_idx, _weight=weight)
+        rows = old.num_embeddings if new_num_tokens is None else new_num_tokens
+        if pad_to_multiple_of:
+            rows = -(-rows // pad_to_multiple_of) * pad_to_multiple_of
+        table = nn.Embedding(rows, old.embedding_dim, old.padding_idx, device="meta")
+        table.weight = nn.Parameter(self._resized_rows(table, old.weight, mean_resizing))
         self.set_input_embeddings(table)
         head = self.get_output_embeddings()
         if head is not None:
-            wider = nn.Linear(head.in_features, new_num_tokens, bias=False, device="meta")
-            wider.weight = nn.Parameter(_resized_rows(head.weight, new_num_tokens))
+            wider = nn.Linear(head.in_features, rows, bias=False, device="meta")
+            wider.weight = nn.Parameter(self._resized_rows(wider, head.weight, mean_resizing))
             self.set_output_embeddings(wider)
-        self.config.get_text_config().vocab_size = new_num_tokens
+        self.config.get_text_config().vocab_size = rows
         self.tie_weights()
         return table
+
+    def _resized_rows(self, module: nn.Embedding | nn.Linear, old: Tensor, by_mean: bool) -> Tensor:
+        """The rows of `old`, as many as `module` has; new ones are the mean or those that init_module gives."""
+        rows = len(module.weight)
+        if rows <= len(old):
+            return old[:rows].clone()
+        if by_mean:
+            new = old.float().mean(0, keepdim=True).to(old.dtype).expand(rows - len(old), -1)
+        else:
+            module.to_empty(device=old.device).to(old.dtype)
+            self.init_module(module)
+            new = module.weight[len(old) :]
+        return torch.cat((old, new))
 
     #: How often training began: copies made of weights are made anew then, as not every optimizer says what it changed.
     trainings: int = 0
@@ -237,7 +254,7 @@ class PreTrainedModel(nn.Module):
     def _from_config(cls, config: PreTrainedConfig, **kwargs: Any) -> Self:
         """A model with initial weights; kwargs: dtype, attn_implementation."""
         if kwargs.get("attn_implementation"):
-            _choose_attention(config, kwargs["attn_implementation"])
+            config.choose_attention(kwargs["attn_implementation"])
         model = cls(config)
         dtype = parse_dtype(kwargs.get("dtype", kwargs.get("torch_dtype")))
         return model if dtype is None else model.to(dtype)
@@ -354,7 +371,7 @@ class PreTrainedModel(nn.Module):
                     f"nor a field of {cls.config_class.__name__}."
                 )
         if attn_implementation is not None:
-            _choose_attention(config, attn_implementation)
+            config.choose_attention(attn_implementation)
         return config
 
     def load_side_files(self, source: Source) -> None:
@@ -433,28 +450,3 @@ class PreTrainedModel(nn.Module):
         api = HfApi(token=token)
         repo = api.create_repo(repo_id, private=private, exist_ok=True)
         return str(api.upload_folder(repo_id=repo.repo_id, folder_path=Path(folder), commit_message=commit_message))
-
-
-def _choose_attention(config: PreTrainedConfig, chosen: str | dict[str, str]) -> None:
-    """Write into a configuration and its parts which attention they take.
-
-    Raises:
-        ConfigError: There is no such attention, or no such part.
-    """
-    by_part = chosen if isinstance(chosen, dict) else {"": chosen}
-    for name, value in by_part.items():
-        part = getattr(config, name, None) if name else config
-        if value not in ATTENTION_IMPLEMENTATIONS or not isinstance(part, PreTrainedConfig):
-            raise ConfigError(
-                f"attn_implementation={chosen!r}: accepted are {' and '.join(ATTENTION_IMPLEMENTATIONS)}, or a dict of "
-                f"these by part of the configuration."
-            )
-        for one in (part, *part.parts()) if name or not isinstance(chosen, dict) else (part,):
-            one.attn_implementation = value
-
-
-def _resized_rows(weight: Tensor, rows: int) -> Tensor:
-    kept = weight[:rows]
-    if rows <= len(weight):
-        return kept.clone()
-    return torch.cat((kept, weight.float().mean(0, keepdim=True).to(weight.dtype).expand(rows - len(weight), -1)))

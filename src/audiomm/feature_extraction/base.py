@@ -12,7 +12,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -26,8 +26,6 @@ logger = logging.getLogger("audiomm.feature_extraction")
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
 PROCESSOR_FILE = "processor_config.json"
-
-Extractor = TypeVar("Extractor", bound="FeatureExtractionMixin")
 
 
 class BatchFeature(dict[str, Any]):
@@ -162,15 +160,16 @@ class FeatureExtractionMixin:
         return {parameter.name for parameter in parameters if parameter.kind in named} - {"self"}
 
     @classmethod
-    def from_pretrained(
-        cls: type[Extractor], pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
-    ) -> Extractor:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
         """Read the settings from a folder or the hub.
 
         Args:
             pretrained_model_name_or_path: A folder, a hub id, or a bundled model's name.
-            **kwargs: revision, token, cache_dir, local_files_only, subfolder, force_download; everything else replaces
-                the setting of that name.
+            **kwargs: revision, token, cache_dir, local_files_only, subfolder, force_download, return_unused_kwargs;
+                everything else replaces the setting of that name.
+
+        Returns:
+            The object, or what `from_dict` gives with return_unused_kwargs.
 
         Raises:
             CheckpointNotFoundError: There are no such files.
@@ -195,9 +194,16 @@ class FeatureExtractionMixin:
         return cls.from_dict(section, **kwargs)
 
     @classmethod
-    def from_dict(cls: type[Extractor], settings: Mapping[str, Any], **overrides: Any) -> Extractor:
-        """Build from what `to_dict` gave; `overrides` win."""
-        return cls(**{**copy.deepcopy(dict(settings)), **overrides})
+    def from_dict(cls, settings: Mapping[str, Any], return_unused_kwargs: bool = False, **overrides: Any) -> Any:
+        """Build from what `to_dict` gave; `overrides` win.
+
+        With `return_unused_kwargs` those that name no setting come back beside the object instead of being kept in it.
+        """
+        built = cls(**{**copy.deepcopy(dict(settings)), **overrides})
+        if not return_unused_kwargs:
+            return built
+        unused = {name: built.extra.pop(name) for name in overrides if name in built.extra and name not in settings}
+        return built, unused
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> list[str]:
         """Write preprocessor_config.json (the first of `settings_files`) into `save_directory`; the paths written.

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..base.errors import ConfigError, EmptyAudioError
-from .base import BatchFeature, Extractor, SequenceFeatureExtractor, require_positive
+from .base import BatchFeature, SequenceFeatureExtractor, require_positive
 from .mel import mel_filter_bank, transform_dtype
 
 logger = logging.getLogger("audiomm.feature_extraction")
@@ -128,11 +128,11 @@ class UsmFeatureExtractor(SequenceFeatureExtractor):
         self._tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     @classmethod
-    def from_dict(cls: type[Extractor], settings: Mapping[str, Any], **overrides: Any) -> Extractor:
+    def from_dict(cls, settings: Mapping[str, Any], return_unused_kwargs: bool = False, **overrides: Any) -> Any:
         """Build from what `to_dict` gave; `overrides` win, milliseconds over a file's samples too."""
         replaced = {name.removesuffix("_ms") for name in overrides if name.endswith("_ms")}
         kept = {name: value for name, value in settings.items() if name not in replaced}
-        return super().from_dict(kept, **overrides)
+        return super().from_dict(kept, return_unused_kwargs, **overrides)
 
     def _per_band(self, name: str, values: Any) -> list[float] | None:
         if values is None:

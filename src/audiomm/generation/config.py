@@ -218,7 +218,7 @@ class GenerationConfig:
     # -- files
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+    def from_dict(cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
         """Make a config from a dictionary; `kwargs` win over it.
 
         What a checkpoint wrote is taken as it is and judged when generation starts, so that no file fails to load
@@ -228,7 +228,7 @@ class GenerationConfig:
             The config, with `return_unused_kwargs` a pair of it and an empty dictionary (all keys are kept).
         """
         config = cls()
-        config._set({**copy.deepcopy(values), **kwargs})
+        config._set({**copy.deepcopy(config_dict), **kwargs})
         return (config, {}) if return_unused_kwargs else config
 
     @classmethod
@@ -283,6 +283,14 @@ class GenerationConfig:
     def to_json_string(self, use_diff: bool = True) -> str:
         """The config as indented JSON text."""
         return json.dumps(self.to_diff_dict() if use_diff else self.to_dict(), indent=2, sort_keys=True) + "\n"
+
+    def to_json_file(self, json_file_path: str | os.PathLike[str], use_diff: bool = True) -> None:
+        """Write what `to_json_string` gives to a file.
+
+        Raises:
+            SaveError: It cannot be written.
+        """
+        write_json(json_file_path, self.to_diff_dict() if use_diff else self.to_dict())
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, GenerationConfig) and self.to_dict() == other.to_dict()

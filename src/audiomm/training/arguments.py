@@ -5,6 +5,7 @@ Names that older versions knew are refused with the name that took their place, 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import json
@@ -14,8 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from typing_extensions import Self
 
 from ..base.errors import ConfigError
+from .processes import LOG_LEVELS, ProcessView
+from .setters import Setters
 
 #: Names of older versions, and what to write instead.
 RENAMED = {
@@ -60,8 +64,6 @@ WITHOUT_EFFECT: dict[str, Any] = {
     "include_num_input_tokens_seen": (False, "no"),
     "liger_kernel_config": None,
     "local_rank": -1,
-    "log_level_replica": "warning",
-    "log_on_each_node": True,
     "optim_target_modules": None,
     "parallelism_config": None,
     "skip_memory_metrics": True,
@@ -92,22 +94,31 @@ class _RefusesOldNames(type):
     """Makes an unknown keyword an error that says what to write."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        known = {one.name for one in dataclasses.fields(cls)}  # type: ignore[arg-type]
-        for name in set(kwargs) - known:
-            usual = WITHOUT_EFFECT.get(name, ())
-            if kwargs[name] in (usual if isinstance(usual, tuple) else (usual,)):
-                del kwargs[name]
-                continue
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else "check the spelling"
-            if name in WITHOUT_EFFECT:
-                hint = f"it is not part of this library, so {kwargs[name]!r} cannot be asked for; leave it out"
-            raise ConfigError(f"{cls.__name__} has no {name!r}; {RENAMED.get(name, hint)}")
-        return super().__call__(*args, **kwargs)
+        return super().__call__(*args, **_known(cls, kwargs))
+
+
+def _known(cls: Any, values: dict[str, Any]) -> dict[str, Any]:
+    """The values of arguments that `cls` has, without those that may be given and have no effect.
+
+    Raises:
+        ConfigError: There is another.
+    """
+    known = {one.name for one in dataclasses.fields(cls)}
+    kept = {name: value for name, value in values.items() if name in known}
+    for name in set(values) - known:
+        usual = WITHOUT_EFFECT.get(name, ())
+        if values[name] in (usual if isinstance(usual, tuple) else (usual,)):
+            continue
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "check the spelling"
+        if name in WITHOUT_EFFECT:
+            hint = f"it is not part of this library, so {values[name]!r} cannot be asked for; leave it out"
+        raise ConfigError(f"{cls.__name__} has no {name!r}; {RENAMED.get(name, hint)}")
+    return kept
 
 
 @dataclass
-class TrainingArguments(metaclass=_RefusesOldNames):
+class TrainingArguments(ProcessView, Setters, metaclass=_RefusesOldNames):
     """Options of a training run; names and defaults are those of transformers 5.
 
     Attributes:
@@ -156,7 +167,9 @@ class TrainingArguments(metaclass=_RefusesOldNames):
         report_to: Names of trackers of accelerate ("tensorboard", "wandb", ...), "none" or "all".
         run_name, project: For trackers.
         disable_tqdm: No progress bar.
-        log_level: Of the library's loggers: "debug", "info", "warning", "error", "passive".
+        log_level, log_level_replica: Of the library's loggers, in the first process and in the others: "debug", "info",
+            "warning", "error", "critical", or "passive" to leave it.
+        log_on_each_node: Whether the first process of each machine is a first one.
         push_to_hub, hub_model_id, hub_strategy, hub_token, hub_private_repo: Upload to the hub when saving.
         ddp_find_unused_parameters: Let batches leave out parts of the model, such as a tower; None does so for models
             that have several.
@@ -243,11 +256,13 @@ class TrainingArguments(metaclass=_RefusesOldNames):
     project: str = "audiomm"
     disable_tqdm: bool = False
     log_level: str = "passive"
+    log_level_replica: str = "warning"
+    log_on_each_node: bool = True
     push_to_hub: bool = False
     hub_model_id: str | None = None
     hub_strategy: str = "every_save"
     hub_token: str | None = None
-    hub_private_repo: bool = False
+    hub_private_repo: bool | None = None
     ddp_find_unused_parameters: bool | None = None
     ddp_bucket_cap_mb: int | None = None
     ddp_backend: str | None = None
@@ -268,21 +283,13 @@ class TrainingArguments(metaclass=_RefusesOldNames):
         self.torch_compile = self.torch_compile or bool(self.torch_compile_backend or self.torch_compile_mode)
         if self.eval_strategy == "steps" and self.eval_steps is None:
             self.eval_steps = self.logging_steps
-        self._check_numbers()
         self.disable_tqdm = bool(self.disable_tqdm)
-        trackers = [self.report_to] if isinstance(self.report_to, str) else self.report_to or []
-        self.report_to = [name for name in trackers if name != "none"]
         follows_metric = self.lr_scheduler_type == "reduce_lr_on_plateau" or self.save_strategy == "best"
         if self.load_best_model_at_end or follows_metric:
             self.metric_for_best_model = self.metric_for_best_model or "loss"
         if self.metric_for_best_model and self.greater_is_better is None:
             self.greater_is_better = not self.metric_for_best_model.endswith(("loss", "wer", "cer"))
-        is_matched = self.save_strategy == "best" or self.eval_strategy == self.save_strategy
-        if self.load_best_model_at_end and (self.eval_strategy == "no" or not is_matched):
-            raise ConfigError(
-                f"load_best_model_at_end needs evaluations and their checkpoints, but eval_strategy="
-                f"{self.eval_strategy!r} and save_strategy={self.save_strategy!r}; make both 'steps' or both 'epoch'."
-            )
+        self.check()
 
     def _read_texts(self) -> None:
         """Dictionaries may be written as JSON."""
@@ -294,7 +301,26 @@ class TrainingArguments(metaclass=_RefusesOldNames):
                 except ValueError as error:
                     raise ConfigError(f"{name}={value!r} is no JSON: {error}.") from error
 
+    def check(self) -> None:
+        """Look at all values and whether they fit each other, as the Trainer does with what was set meanwhile.
+
+        Raises:
+            ConfigError: A value is none of those accepted, or does not go with another.
+        """
+        self._check_choices()
+        self._check_numbers()
+        if self.lr_scheduler_type == "reduce_lr_on_plateau" and self.eval_strategy == "no":
+            raise ConfigError("lr_scheduler_type='reduce_lr_on_plateau' goes by evaluations: set eval_strategy, too.")
+        is_matched = self.save_strategy == "best" or self.eval_strategy == self.save_strategy
+        if self.load_best_model_at_end and (self.eval_strategy == "no" or not is_matched):
+            raise ConfigError(
+                f"load_best_model_at_end needs evaluations and their checkpoints, but eval_strategy="
+                f"{self.eval_strategy!r} and save_strategy={self.save_strategy!r}; make both 'steps' or both 'epoch'."
+            )
+
     def _check_choices(self) -> None:
+        trackers = [self.report_to] if isinstance(self.report_to, str) else self.report_to or []
+        self.report_to = [name for name in trackers if name != "none"]
         choices = {
             "eval_strategy": _STRATEGIES,
             "logging_strategy": _STRATEGIES,
@@ -304,6 +330,8 @@ class TrainingArguments(metaclass=_RefusesOldNames):
             "train_sampling_strategy": ("random", "sequential", "group_by_length"),
             "nan_policy": ("raise", "skip"),
             "hub_strategy": ("end", "every_save"),
+            "log_level": LOG_LEVELS,
+            "log_level_replica": LOG_LEVELS,
         }
         for name, allowed in choices.items():
             value = getattr(self, name)
@@ -314,8 +342,6 @@ class TrainingArguments(metaclass=_RefusesOldNames):
         for end in ("", "_full_eval"):
             if getattr(self, f"bf16{end}") and getattr(self, f"fp16{end}"):
                 raise ConfigError(f"bf16{end} and fp16{end} exclude each other; choose one.")
-        if self.lr_scheduler_type == "reduce_lr_on_plateau" and self.eval_strategy == "no":
-            raise ConfigError("lr_scheduler_type='reduce_lr_on_plateau' goes by evaluations: set eval_strategy, too.")
         for name in ("fp16", "fp16_full_eval"):
             if getattr(self, name) and (self.use_cpu or not torch.cuda.is_available()):
                 raise ConfigError(f"{name}=True needs a CUDA device; on a CPU use {name.replace('fp', 'bf')}=True.")
@@ -372,6 +398,15 @@ class TrainingArguments(metaclass=_RefusesOldNames):
             raise ConfigError(
                 "dataloader_prefetch_factor does nothing without workers: set dataloader_num_workers, too."
             )
+
+    def _set(self, **values: Any) -> Self:
+        changed = copy.copy(self)
+        for name, value in _known(type(self), values).items():
+            setattr(changed, name, value)
+        changed._check_choices()
+        changed._check_numbers()
+        vars(self).update(vars(changed))
+        return self
 
     @staticmethod
     def every(steps: float | None, total: int) -> int:

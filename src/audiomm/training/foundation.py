@@ -29,7 +29,7 @@ from accelerate.utils import InitProcessGroupKwargs, find_executable_batch_size,
 from torch import Tensor, nn
 
 from ..base.errors import ConfigError
-from ..base.hub import read_json, write_json
+from ..base.hub import read_json
 from ..base.modeling import PreTrainedModel
 from .arguments import TrainingArguments
 from .callbacks import (
@@ -83,8 +83,10 @@ class Foundation:
         preprocess_logits_for_metrics: Callable[[Any, Any], Any] | None = None,
     ) -> None:
         self.args = args if args is not None else TrainingArguments()
-        if self.args.log_level != "passive":
-            logging.getLogger("audiomm").setLevel(self.args.log_level.upper())
+        self.args.check()
+        level, library = self.args.get_process_log_level(), logging.getLogger("audiomm")
+        if level != library.getEffectiveLevel():  # else it goes on following what the script says of all loggers
+            library.setLevel(level)
         self._seed_everything()
         if (model is None) == (model_init is None):
             raise ConfigError("Trainer needs either model or model_init, and not both.")
@@ -454,25 +456,12 @@ class Foundation:
     def is_local_process_zero(self) -> bool:
         return bool(self.accelerator.is_local_main_process)
 
-    def save_state(self) -> None:
-        """Write trainer_state.json into output_dir."""
-        if self.accelerator.is_main_process:
-            self.state.save_to_json(Path(self.args.output_dir) / "trainer_state.json")
 
-    def log_metrics(self, split: str, metrics: dict[str, float]) -> None:
-        """Show metrics in the log, a line each."""
-        for name in sorted(metrics):
-            logger.info("%s  %s = %s", split, name, metrics[name])
-
-    def save_metrics(self, split: str, metrics: dict[str, float], combined: bool = True) -> None:
-        """Write <split>_results.json, and add it to all_results.json."""
-        if not self.accelerator.is_main_process:
-            return
-        folder = Path(self.args.output_dir)
-        write_json(folder / f"{split}_results.json", metrics)
-        if combined:
-            path = folder / "all_results.json"
-            write_json(path, {**(read_json(path) if path.exists() else {}), **metrics})
+def join_processes(args: TrainingArguments) -> PartialState:
+    """The processes of this run, joined now if no Trainer has done so."""
+    if args.deepspeed:
+        os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+    return PartialState(cpu=args.use_cpu, backend=args.ddp_backend, timeout=timedelta(seconds=args.ddp_timeout))
 
 
 def _fsdp_plugin(args: TrainingArguments) -> FullyShardedDataParallelPlugin:

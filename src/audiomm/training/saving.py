@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from ..base.hub import Source
+from ..base.hub import Source, read_json, write_json
 from ..base.staging import staged
 from ..base.weights import save_weights, weight_files
 from .callbacks import TrainerState
@@ -259,6 +259,26 @@ class Saving(Foundation):
             return
         logger.info("loading the best checkpoint, %s (%s)", best, self.state.best_metric)
         self._load_weights(Path(best))
+
+    def save_state(self) -> None:
+        """Write trainer_state.json into output_dir."""
+        if self.accelerator.is_main_process:
+            self.state.save_to_json(Path(self.args.output_dir) / "trainer_state.json")
+
+    def log_metrics(self, split: str, metrics: dict[str, float]) -> None:
+        """Show metrics in the log, a line each."""
+        for name in sorted(metrics):
+            logger.info("%s  %s = %s", split, name, metrics[name])
+
+    def save_metrics(self, split: str, metrics: dict[str, float], combined: bool = True) -> None:
+        """Write <split>_results.json, and add it to all_results.json."""
+        if not self.accelerator.is_main_process:
+            return
+        folder = Path(self.args.output_dir)
+        write_json(folder / f"{split}_results.json", metrics)
+        if combined:
+            path = folder / "all_results.json"
+            write_json(path, {**(read_json(path) if path.exists() else {}), **metrics})
 
 
 def _load_peft_weights(model: Any, folder: Path) -> None:

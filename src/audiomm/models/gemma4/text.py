@@ -216,9 +216,11 @@ class Gemma4PreTrainedModel(PreTrainedModel):
             config.get_text_config().per_layer_embeddings = placement
         return config
 
-    def resize_token_embeddings(self, new_num_tokens: int, pad_to_multiple_of: int | None = None) -> nn.Embedding:
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
         """Grow or shrink the vocabulary, per-layer embeddings too, which is what transformers does."""
-        table = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of)
+        table = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
         for stack in self.modules():
             if isinstance(stack, Gemma4TextModel) and stack.config.hidden_size_per_layer_input:
                 stack.resize_per_layer_table(table.num_embeddings)
