@@ -36,6 +36,7 @@ from audiomm import (
 )
 
 LEARNT_TAKES, TEST_TAKES = range(5, 10), range(10, 50)
+BATCH = 4
 
 
 class Strings(Dataset[dict[str, Any]]):
@@ -87,12 +88,12 @@ def main(argv: list[str] | None = None) -> tuple[float, float]:
     parser.add_argument("--output", type=Path, required=True, help="where the model, or the adapter, goes")
     parser.add_argument("--model", default="audiomm/whisper-commands", help="hub id or folder")
     parser.add_argument("--lora", action="store_true", help="train small matrices beside the weights instead")
-    parser.add_argument("--steps", type=int, help="120, or 240 with --lora")
+    parser.add_argument("--steps", type=int, help="160, or 200 with --lora")
     parser.add_argument("--copies", type=int, help="of each clip at other speeds and pitches; 3, or 6 with --lora")
-    parser.add_argument("--learning_rate", type=float, help="1e-3, or 3e-3 with --lora")
+    parser.add_argument("--learning_rate", type=float, help="5e-4, or 2e-3 with --lora")
     arguments = parser.parse_args(argv)
 
-    arguments.steps = arguments.steps or (240 if arguments.lora else 120)
+    arguments.steps = arguments.steps or (200 if arguments.lora else 160)
     arguments.copies = arguments.copies or (6 if arguments.lora else 3)
     set_seed(0)
     processor = WhisperProcessor.from_pretrained(arguments.model)
@@ -114,8 +115,8 @@ def main(argv: list[str] | None = None) -> tuple[float, float]:
         args=Seq2SeqTrainingArguments(
             output_dir=str(arguments.output),
             max_steps=arguments.steps,
-            per_device_train_batch_size=2,
-            learning_rate=arguments.learning_rate or (3e-3 if arguments.lora else 1e-3),
+            per_device_train_batch_size=BATCH,
+            learning_rate=arguments.learning_rate or (2e-3 if arguments.lora else 5e-4),
             lr_scheduler_type="cosine",
             warmup_steps=0.1,
             weight_decay=0.01,
@@ -123,7 +124,7 @@ def main(argv: list[str] | None = None) -> tuple[float, float]:
             save_strategy="no",
             seed=0,
         ),
-        train_dataset=Strings(voices, processor.tokenizer, 2 * arguments.steps, seed=1),
+        train_dataset=Strings(voices, processor.tokenizer, BATCH * arguments.steps, seed=1),
         data_collator=DataCollatorSpeechSeq2SeqWithPadding(processor),
         processing_class=processor,
     )
