@@ -292,7 +292,7 @@ def _load_peft_weights(model: Any, folder: Path) -> None:
     for name in model.peft_config:
         path = (folder if name == "default" else folder / name) / WEIGHTS_NAME
         saved = load_file(path) if path.is_file() else {}
-        found = set_peft_model_state_dict(model, saved, adapter_name=name)
+        found: Any = set_peft_model_state_dict(model, saved, adapter_name=name)
         trained = {key for key, value in model.named_parameters() if value.requires_grad and f".{name}." in key}
         if found.unexpected_keys or trained & set(found.missing_keys):
             raise ResumeError(f"{path} does not hold the weights of the adapter {name!r} of this model.")
