@@ -38,11 +38,9 @@ class Family:
     own: dict[str, type] = field(default_factory=dict)
 
     def load(self, name: str) -> Any:
-        return (
-            self.own[name]
-            if name in self.own
-            else getattr(importlib.import_module(f"{__package__}.models.{self.module}"), name)
-        )
+        if name in self.own:
+            return self.own[name]
+        return getattr(importlib.import_module(f"{__package__}.models.{self.module}"), name)
 
     def part(self, config: str, models: dict[str, str]) -> Family:
         """The row of a model type that is a part of this family's whole model."""

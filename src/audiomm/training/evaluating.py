@@ -143,9 +143,8 @@ class Evaluating(Foundation):
     def _prediction(self, kept: Kept) -> EvalPrediction:
         inputs = joined([_main_input(part) for part in kept.inputs]) if kept.inputs else None
         wants_losses = "loss" in self.args.include_for_metrics
-        losses = (
-            np.repeat(np.asarray(kept.losses, float), kept.counts) if wants_losses else None
-        )  # each sample has its batch's
+        # Each sample has the loss of its batch.
+        losses = np.repeat(np.asarray(kept.losses, float), kept.counts) if wants_losses else None
         return EvalPrediction(joined(kept.predictions, self._prediction_padding), joined(kept.labels), inputs, losses)
 
     @property
