@@ -1,4 +1,4 @@
-"""Ask Gemma 4 about a video. Files need the extra "video" (PyAV); a folder of pictures needs "image" (Pillow).
+"""Ask Gemma 4 about a video. Files need the extra "video" (PyAV); a folder of pictures needs "vision" (Pillow).
 
 python examples/video_question.py google/gemma-4-E2B-it holiday.mp4 --ask "What happens at 00:10?"
 python examples/video_question.py google/gemma-4-E2B-it frames/ --fps 2

@@ -40,6 +40,21 @@ def launches() -> ModuleType:
 
 
 @pytest.fixture
+def as_gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A function that has decode steps built as for a GPU from then on: with Triton's kernels, or torch's only."""
+    from audiomm.layers import experts, fused, heads, norm
+    from audiomm.models.gemma3n import streams
+
+    def build(kernels: bool) -> None:
+        for module in (norm, heads, experts):
+            monkeypatch.setattr(module, "has_norm_kernel", lambda device: True)
+        for module in (fused, streams):
+            monkeypatch.setattr(module, "has_kernels", lambda like: kernels)
+
+    return build
+
+
+@pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch, launches: ModuleType) -> Any:
     """A machine that can capture, or believes so; see generation/graphs.py."""
     from audiomm.generation import runners

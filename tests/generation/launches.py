@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from functools import cache
+from functools import cache, wraps
 from typing import Any
 
 import torch
@@ -31,6 +31,22 @@ _ONE_KERNEL = {
     functional.rms_norm: "rms_norm",
     torch.rms_norm: "rms_norm",
 }
+
+
+#: Counters at work, the innermost last.
+_AT_WORK: list[Launches] = []
+
+
+def one_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """An operation that is one kernel on a GPU, spelled out here: counted as one."""
+
+    @wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if not _AT_WORK:
+            return function(*args, **kwargs)
+        return _AT_WORK[-1].one(function.__name__, function, args, kwargs)
+
+    return run
 
 
 class Launches(TorchDispatchMode):
@@ -64,9 +80,11 @@ class Launches(TorchDispatchMode):
     def __enter__(self) -> Launches:
         self._stack.enter_context(_Fused(self))
         super().__enter__()
+        _AT_WORK.append(self)
         return self
 
     def __exit__(self, *problem: Any) -> None:
+        _AT_WORK.pop()
         super().__exit__(*problem)
         self._stack.close()
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from audiomm import LoraConfig, add_lora
-from audiomm.layers import experts, heads, norm, projection
+from audiomm.layers import heads, projection
 from audiomm.models.gemma3n import Gemma3nForCausalLM, Gemma3nTextConfig
 from audiomm.models.gemma3n import step as gemma3n_step
 
@@ -33,13 +33,6 @@ def make(gemmas: Any, kind: str) -> Any:
 @pytest.fixture(scope="module", params=KINDS)
 def model(gemmas: Any, request: pytest.FixtureRequest) -> Any:
     return make(gemmas, request.param)
-
-
-@pytest.fixture
-def fused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps are built as for a GPU, which has a kernel for norms."""
-    for module in (norm, heads, experts):
-        monkeypatch.setattr(module, "has_norm_kernel", lambda device: True)
 
 
 @pytest.fixture(autouse=True)
@@ -91,8 +84,10 @@ def test_a_quick_step_gives_the_logits_of_the_modules(model, rows, padded, fixed
     assert distance(model, model.quick_step(), STEPS, rows=rows, padded=padded, fixed=fixed) < LIMIT
 
 
+@pytest.mark.parametrize("kernels", [False, True])
 @pytest.mark.parametrize("padded", [pytest.param(False, marks=pytest.mark.slow), True])
-def test_as_built_for_a_gpu_it_gives_them_too(model, fused, padded):
+def test_as_built_for_a_gpu_it_gives_them_too(model, as_gpu, kernels, padded):
+    as_gpu(kernels)
     assert distance(model, copy.deepcopy(model).quick_step(), padded=padded, fixed=True) < LIMIT
 
 
@@ -120,10 +115,10 @@ def test_generation_writes_the_same_tokens_with_it_and_without(model, monkeypatc
     assert torch.equal(model.generate(ids, **options), found)
 
 
-@pytest.mark.parametrize("kernel", [False, True], ids=["cpu", "gpu"])
-def test_in_bfloat16_it_is_as_near_to_float32_as_the_modules(model, request, monkeypatch, kernel):
-    if kernel:
-        request.getfixturevalue("fused")
+@pytest.mark.parametrize("place", ["cpu", "gpu", "gpu with kernels"])
+def test_in_bfloat16_it_is_as_near_to_float32_as_the_modules(model, as_gpu, monkeypatch, place):
+    if place != "cpu":
+        as_gpu(kernels=place != "gpu")
         monkeypatch.setattr(projection, "_PACKED_BYTES", 0)
     rounded = copy.deepcopy(model).bfloat16()
     precise = copy.deepcopy(rounded).float()

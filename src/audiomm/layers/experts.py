@@ -12,12 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from . import fused
 from .norm import RMSNorm, has_norm_kernel, quick_size
 from .quick import product
 
 #: Up to so many tokens the weights of their experts are gathered instead, where the experts of a token have no more
 #: numbers than this: what is larger is better read in place than copied and read.
 _FEW_TOKENS, _SMALL_EXPERTS = 4, 2**20
+
+#: Up to so many tokens each reads its experts for itself, where there is a kernel for that: they have few in common.
+_FEW_READERS = 16
 
 
 class Router(nn.Module):
@@ -152,6 +156,20 @@ def quick_routing(router: Router) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
         return multiply(softmax(best, -1, dtype=torch.float32), scales[chosen], out=best), chosen
 
     return route
+
+
+def quick_experts(experts: nn.Module) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """`Experts.forward` for decode steps: on a GPU few tokens read the weights of their experts where they lie."""
+    if type(experts) is not Experts or not fused.has_kernels(experts.down_proj):
+        return experts.forward
+    gate_up, down = experts.gate_up_proj.detach(), experts.down_proj.detach()
+
+    def run(hidden: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+        if len(hidden) > _FEW_READERS or torch.compiler.is_compiling():
+            return experts.forward(hidden, weights, chosen)
+        return fused.expert_sum(fused.expert_gates(hidden, gate_up, chosen), down, weights, chosen)
+
+    return run
 
 
 def quick_norms(weights: Tensor, eps: float) -> Callable[[Tensor], tuple[Tensor, ...]]:

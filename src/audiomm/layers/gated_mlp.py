@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional
 
+from . import fused
 from .norm import Roomy
 from .quick import product, product_into
 
@@ -33,10 +34,21 @@ class GatedMLP(nn.Module):
 def quick_mlp(mlp: GatedMLP) -> Callable[[Tensor, Roomy | None], Roomy]:
     """The block for decode steps, with gate and up in one product; see `product_into`."""
     gate_up, down = product(mlp.gate_proj, mlp.up_proj), product_into(mlp.down_proj)
-    gelu, sizes = functional.gelu, (mlp.gate_proj.out_features, mlp.up_proj.out_features)
+    join, sizes = gelu_times(mlp.gate_proj.weight), (mlp.gate_proj.out_features, mlp.up_proj.out_features)
 
     def run(hidden: Tensor, place: Roomy | None) -> Roomy:
-        gate, up = gate_up(hidden).split_with_sizes(sizes, 1)
-        return down(gelu(gate, approximate="tanh").mul_(up), place)
+        return down(join(*gate_up(hidden).split_with_sizes(sizes, 1)), place)
 
     return run
+
+
+def gelu_times(like: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """A function of gate and other, (rows, width) each, to gelu(gate) * other, in the tanh form of GELU, for steps.
+
+    Args:
+        like: A weight, on whose device this is to run.
+    """
+    if fused.has_kernels(like):
+        return fused.gelu_times
+    gelu = functional.gelu
+    return lambda gate, other: gelu(gate, approximate="tanh").mul_(other)

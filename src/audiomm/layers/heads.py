@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from . import fused
 from .attention import attend_one
 from .cache import Cache
 from .masks import step_masks
@@ -125,6 +126,8 @@ def head_turner(
         keys_are_values: The last set is missing, and the same as the one before it.
     """
     width, halves, addcmul = len(heads.query_norm), (1, 1), torch.addcmul
+    if fused.has_kernels(heads.query_norm):
+        return lambda heads, firsts, seconds: fused.turned(heads, firsts, seconds, eps)
     if has_norm_kernel(heads.query_norm.device):
         shape, rms_norm = (2, width // 2), functional.rms_norm
 

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from . import fused
+
 
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension, rounded once to the dtype of x.
@@ -98,6 +100,8 @@ def quick_added_norm(weight: Tensor, eps: float, times: float = 1.0) -> Callable
 
     It takes the base, what was made, which may be written over, and the room of this.
     """
+    if fused.has_kernels(weight):
+        return lambda base, made, whole=None: fused.norm_added(base, made, weight, eps, times=times)
     if has_norm_kernel(weight.device):
         norm = quick_norm(weight, eps)
         return lambda base, made, whole=None: base.add_(norm(made), alpha=times)

@@ -21,6 +21,7 @@ from ...layers.per_layer import find_token_ids
 from ...layers.regions import recorder
 from .config import Gemma3nTextConfig
 from .step import QuickStep
+from .streams import make_step
 from .text import Gemma3nPreTrainedModel, Gemma3nTextModel, check_token_ids
 from .weights import NOT_TEXT, TEXT_NAMES, UNUSED
 
@@ -124,7 +125,7 @@ class Gemma3nWithHead(DecoderAnswers, GenerationMixin, Gemma3nPreTrainedModel):
         return output
 
     def make_quick_step(self) -> QuickStep:
-        return QuickStep(self.get_decoder(), self.lm_head)
+        return make_step(self.get_decoder(), self.lm_head)
 
     def score(
         self, decoded: Any, labels: Tensor | None, keep: int | Tensor, items: Any, read: int | Tensor

@@ -14,6 +14,7 @@ from .causal import Gemma3nWithHead, positions_read
 from .config import Gemma3nConfig
 from .modeling import Gemma3nModel, MediaFeatures, absent_parts
 from .step import QuickStep
+from .streams import make_step
 from .text import Gemma3nTextModel
 from .weights import WHOLE_NAMES
 
@@ -48,7 +49,7 @@ class Gemma3nForConditionalGeneration(Gemma3nWithHead):
         return decoder
 
     def make_quick_step(self) -> QuickStep:
-        return QuickStep(self.get_decoder(), self.lm_head, self.model.media_rows())
+        return make_step(self.get_decoder(), self.lm_head, self.model.media_rows())
 
     @property
     def vision_tower(self) -> nn.Module:

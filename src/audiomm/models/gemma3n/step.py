@@ -88,7 +88,7 @@ class QuickStep:
             eps=eps,
             dtype=self.dtype,
         )
-        self.layers = [QuickLayer(*pair) for pair in zip(blocks, self.heads.readers, strict=True)]
+        self.layers = [self.make_layer(*pair) for pair in zip(blocks, self.heads.readers, strict=True)]
         self.spread = product(*stack.altup_projections)
         self.unspread = [product(projection) for projection in stack.altup_unembed_projections]
         self.measure = quick_measure(config.hidden_size, eps, self.table.device)
@@ -111,11 +111,25 @@ class QuickStep:
         own = self.per_layer(ids, hidden)
         others = self.spread(hidden).view(len(ids), -1, hidden.shape[1]).transpose(0, 1)
         first = hidden.float()
-        room, states = Room.of(first, _resized(others, first), self.eps, self.dtype)
+        states = self.run(first, _resized(others, first), token, own)
+        return self.score(self.norm(self._gathered(states)))
+
+    def make_layer(self, layer: Gemma3nTextDecoderLayer, read: HeadReader) -> Any:
+        """What `run` calls for a layer, whose heads are read so."""
+        return QuickLayer(layer, read)
+
+    def run(self, first: Tensor, others: Tensor, token: OneToken, own: tuple[Tensor, ...]) -> Tensor:
+        """The first stream (rows, width), and all others (streams - 1, rows, width), through the layers: all streams.
+
+        Args:
+            token: What all layers are told.
+            own: Of each layer its per-layer embedding, (rows, small width).
+        """
+        room, states = Room.of(first, others, self.eps, self.dtype)
         measure = self.measure(states[:, 0])
         for layer, small in zip(self.layers, own, strict=True):
             states, measure = layer(room, token, small, states, measure)
-        return self.score(self.norm(self._gathered(states.transpose(0, 1))))
+        return states.transpose(0, 1)
 
     def _gathered(self, states: Tensor) -> Tensor:
         """The sum of all streams, the others brought to the size of the first: (rows, width)."""

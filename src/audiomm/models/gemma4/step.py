@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from ...layers import fused
 from ...layers.cache import Cache
 from ...layers.embedding import ScaledEmbedding
-from ...layers.experts import Experts, Router, quick_norms, quick_routing
-from ...layers.gated_mlp import GatedMLP, quick_mlp
+from ...layers.experts import Experts, Router, quick_experts, quick_norms, quick_routing
+from ...layers.gated_mlp import GatedMLP, gelu_times, quick_mlp
 from ...layers.heads import HeadReader, Heads, OneToken, StepHeads
 from ...layers.int8_experts import Int8Experts
 from ...layers.language_head import quick_logits
@@ -115,10 +115,10 @@ class QuickLayer:
         if hasattr(layer, "per_layer_input_gate"):
             self.add_made = quick_added_norm(weight_of(last), eps)
             self.gate, self.back = product(layer.per_layer_input_gate), product_into(layer.per_layer_projection)
+            self.join = gelu_times(weight_of(last))
             last = layer.post_per_layer_input_norm
-        # (hidden + normed) * scalar: one of the two is scaled by the norm's weight, the other while adding.
         self.scalar = layer.layer_scalar.detach()
-        self.last_norm = quick_norm(weight_of(last) * self.scalar, eps)
+        self.add_last = _scaled_sum(weight_of(last), self.scalar, eps)
 
     def __call__(self, state: Roomy, place: Roomy | None, token: OneToken, own: Tensor | None) -> None:
         """Bring the state, (rows, width), a layer further.
@@ -135,8 +135,8 @@ class QuickLayer:
         made = self.feed_forward(state, place)
         if own is not None and self.gate is not None and self.back is not None:
             self.add_made(hidden, *made)
-            made = self.back(functional.gelu(self.gate(hidden), approximate="tanh").mul_(own), place)
-        torch.addcmul(self.last_norm(*made), hidden, self.scalar, out=hidden)
+            made = self.back(self.join(self.gate(hidden), own), place)
+        self.add_last(hidden, *made)
 
 
 def _heads(attention: Gemma4TextAttention) -> Heads:
@@ -147,6 +147,18 @@ def _heads(attention: Gemma4TextAttention) -> Heads:
         weight_of(attention.q_norm),
         None if key_norm is None else weight_of(key_norm),
     )
+
+
+def _scaled_sum(weight: Tensor, scalar: Tensor, eps: float) -> Callable[..., Tensor]:
+    """A function that writes scalar * (hidden + RMSNorm(made)) to hidden; it takes both, and the room of what was made.
+
+    One of the two is scaled by the norm's weight, the other while adding.
+    """
+    scaled = weight * scalar
+    if fused.has_kernels(weight):
+        return lambda hidden, made, whole=None: fused.norm_added(hidden, made, scaled, eps, scalar=scalar)
+    norm = quick_norm(scaled, eps)
+    return lambda hidden, made, whole=None: torch.addcmul(norm(made, whole), hidden, scalar, out=hidden)
 
 
 def _plain(layer: Gemma4TextDecoderLayer) -> Callable[[Roomy, Roomy | None], Roomy]:
@@ -160,13 +172,13 @@ def _mixture(layer: Gemma4TextDecoderLayer) -> Callable[[Roomy, Roomy | None], R
     first, second, router = layer.pre_feedforward_layernorm, layer.pre_feedforward_layernorm_2, layer.router
     weights = (weight_of(first), weight_of(second), router.scale.detach() * router.factor)
     norms = quick_norms(torch.stack(weights), first.eps)
-    mlp, route, experts = quick_mlp(layer.mlp), quick_routing(router), layer.experts
+    mlp, route, experts = quick_mlp(layer.mlp), quick_routing(router), quick_experts(layer.experts)
     made_norm = quick_norm(weight_of(layer.post_feedforward_layernorm_1), first.eps)
     add_routed = quick_added_norm(weight_of(layer.post_feedforward_layernorm_2), first.eps)
 
     def run(state: Roomy, place: Roomy | None) -> Roomy:
         plain, mixed, scored = norms(state[0])
         made = made_norm(*mlp(plain, place))
-        return add_routed(made, experts.forward(mixed, *route(scored))), None
+        return add_routed(made, experts(mixed, *route(scored))), None
 
     return run

@@ -1,0 +1,36 @@
+"""Run by test_kernels.py in a process of its own, as Triton's interpreter is chosen when Triton is imported.
+
+Prints {operation: largest difference from its twin, in units of what is allowed} as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+import torch
+
+from audiomm.layers import fused, kernels
+from audiomm.models.gemma3n import kernels as stream_kernels
+from audiomm.models.gemma3n import streams
+
+CPU = torch.device("cpu")
+found: dict[str, float] = {}
+trials = [trial for dtype in fused._TOLERANCES for part in (fused, streams) for trial in part._trials(CPU, dtype)]
+for operation, arguments in trials:
+    plain, options = getattr(operation, "func", operation), getattr(operation, "keywords", {})
+    name = plain.__name__
+    kernel = getattr(kernels if hasattr(kernels, name) else stream_kernels, name)
+    expected = fused._tensors(operation(*map(fused._on_cpu, arguments)))
+    made = fused._tensors(kernel(*arguments, **options))
+    dtype = expected[-1].dtype
+    for one, other in zip(expected, made, strict=True):
+        assert (one.dtype, one.shape) == (other.dtype, other.shape)
+        relative, absolute = fused._TOLERANCES[one.dtype]
+        allowed = absolute + relative * one.float().abs()
+        worst = float(((one.float() - other.float()).abs() / allowed).max())
+        label = f"{name}, {str(dtype)[6:]}"
+        found[label] = max(found.get(label, 0.0), worst)
+print(json.dumps(found))
