@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 BUNDLED := audiomm/whisper-commands
 
-.PHONY: demo test test-all parity lint bench clean
+.PHONY: demo test test-all parity kernels lint bench clean
 
 demo: $(VENV)/installed ## Transcribe the recordings in examples/audio with the bundled model.
 	@$(BIN)/audiomm transcribe examples/audio/*.flac --model $(BUNDLED)
@@ -20,6 +20,9 @@ test-all: $(VENV)/tested ## Run the fast and the slow tests.
 
 parity: $(VENV)/compared ## Compare with the reference implementation.
 	@$(BIN)/python -m pytest -m parity tests
+
+kernels: $(VENV)/triton ## Run the GPU's kernels in Triton's interpreter, and compile them for GPUs.
+	@PYTHONPATH=$(VENV)/triton $(BIN)/python -m pytest -m "slow or not slow" tests/layers/test_kernels.py
 
 lint: $(VENV)/linted ## Check style and types.
 	@$(BIN)/ruff check src tests examples benchmarks
@@ -52,6 +55,10 @@ $(VENV)/measured: $(VENV)/tested
 	$(PIP) -e ".[bench]"
 	$(PIP) --no-deps openai-whisper
 	@touch $@
+
+# Beside the packages: torch for CPUs would take it for a compiler of its own.
+$(VENV)/triton: $(VENV)/tested
+	$(PIP) --no-deps --target $@ "triton>=3.2"
 
 $(VENV)/linted: $(VENV)/installed
 	$(PIP) -e ".[lint]"

@@ -87,11 +87,14 @@ class FakeGraphs:
             raise RuntimeError("operation not permitted when stream is capturing")
         sources = [torch.default_generator, *generators]
         states = [source.get_state() for source in sources]
-        with Recorder(self.is_view) as recorder:
-            function()
-        recorder.undo()
-        for source, state in zip(sources, states, strict=True):
-            source.set_state(state)
+        recorder = Recorder(self.is_view)
+        try:
+            with recorder:
+                function()
+        finally:
+            recorder.undo()
+            for source, state in zip(sources, states, strict=True):
+                source.set_state(state)
         self._count("captures", function)
         type(self).generators = generators
 

@@ -341,6 +341,13 @@ def test_a_compiled_step_draws_the_same_tokens_from_a_seed(hear):
     assert torch.equal(draw(), draw(compile_config={"backend": "eager"}))
 
 
+def test_where_compiling_is_switched_off_a_compiled_step_runs_as_it_is(hear):
+    options = {"max_new_tokens": 100, "min_new_tokens": 100}
+    plain = hear(**options)
+    with torch.compiler.set_stance("force_eager"):
+        assert torch.equal(hear(**options, compile_config=CompileConfig()), plain)
+
+
 def test_mode_and_options_of_a_compile_config_exclude_each_other(hear):
     with pytest.raises(GenerationError, match="mode='max-autotune' and options="):
         hear(compile_config={"mode": "max-autotune", "options": {"max_autotune": True}})

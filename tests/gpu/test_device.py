@@ -15,9 +15,10 @@ import pytest
 import torch
 
 from audiomm import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration, pipeline
-from audiomm.layers import rounded
+from audiomm.layers import fused, rounded
 from audiomm.layers.experts import Experts
 from audiomm.media import load_audio
+from audiomm.models.gemma3n import Gemma3nForCausalLM, Gemma3nTextConfig, streams
 from audiomm.pipelines.features import FeaturesAhead, RecordingFeatures
 
 DEVICE = torch.device(os.environ.get("AUDIOMM_TEST_DEVICE", "cuda:0"))
@@ -118,6 +119,34 @@ def test_experts_give_what_the_loop_gives(tokens: int) -> None:
     given = hidden.to(DEVICE, torch.bfloat16), weights.to(DEVICE), chosen.to(DEVICE)
     for road in (low.forward, low._gathered, low._grouped):
         assert relative(road(*given), wanted) < 0.02
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_kernels_are_trusted_where_triton_is(dtype: torch.dtype) -> None:
+    from torch.utils._triton import has_triton
+
+    like = torch.ones(1, dtype=dtype, device=DEVICE)
+    trusted = DEVICE.type == "cuda" and has_triton()
+    assert (fused.has_kernels(like), streams.has_kernels(like)) == (trusted, trusted)
+
+
+@pytest.mark.parametrize("kind", ["dense", "per-layer", "experts", "gemma3n"])
+@pytest.mark.parametrize("captured", [False, True])
+def test_a_gemma_writes_with_kernels_what_it_writes_without(gemmas: Any, monkeypatch: Any, kind: str, captured: bool):
+    if kind == "gemma3n":
+        model = Gemma3nForCausalLM(Gemma3nTextConfig(**gemmas._SIZES_3N.TEXT)).eval()
+        gemmas._SIZES_3N.scatter(model, 3)
+    else:
+        model = gemmas._SIZES_4.make(kind)
+    model = model.to(DEVICE)
+    ids = torch.randint(5, 90, (3, 9)).to(DEVICE)
+    options = {"max_new_tokens": 60, "eos_token_id": None, "do_sample": False, "disable_compile": not captured}
+    found = [model.generate(ids, **options) for _ in range(2)]
+    monkeypatch.setenv("AUDIOMM_KERNELS", "0")
+    other = copy.deepcopy(model)
+    wanted = other.generate(ids, **options)
+    assert torch.equal(found[0], wanted)
+    assert torch.equal(found[1], wanted)
 
 
 def test_a_pipeline_writes_the_same_text_as_on_the_processor() -> None:

@@ -1,4 +1,4 @@
-"""Run by test_kernels.py in a process of its own, as Triton's interpreter is chosen when Triton is imported.
+"""Run by test_kernels.py under Triton's interpreter.
 
 Prints {operation: largest difference from its twin, in units of what is allowed} as JSON.
 """
@@ -6,9 +6,6 @@ Prints {operation: largest difference from its twin, in units of what is allowed
 from __future__ import annotations
 
 import json
-import os
-
-os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
 

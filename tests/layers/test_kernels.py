@@ -23,11 +23,26 @@ OPERATIONS = ["norm_added", "gelu_times", "strong_gelu_times", "turned", "expert
 @pytest.fixture(scope="module")
 def differences() -> dict[str, float]:
     pytest.importorskip("triton")
-    script = Path(__file__).with_name("kernels_beside_twins.py")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=False)
+    done = interpreted(Path(__file__).with_name("kernels_beside_twins.py"))
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+def interpreted(*command: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run Python in a process of its own: the interpreter of kernels is chosen when Triton is imported."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    environment["TRITON_INTERPRET"] = "1"
+    return subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_a_decode_step_of_kernels_gives_the_logits_of_the_modules():
+    pytest.importorskip("triton")
+    file = Path(__file__).parents[1] / "models" / "test_gemma_quick_step.py"
+    name = "as_built_for_a_gpu and True-True"
+    done = interpreted("-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "ignore", "-k", name, file)
+    assert done.returncode == 0, done.stdout
+    assert "4 passed" in done.stdout
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -102,6 +117,7 @@ SIGNATURES = {
 }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of what the next Triton will do otherwise
 @pytest.mark.parametrize("kernel", SIGNATURES)
 @pytest.mark.parametrize("capability", [80, 90])
 def test_a_kernel_compiles_for_gpus_at_the_sizes_of_published_models(kernel, capability):

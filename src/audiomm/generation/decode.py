@@ -81,6 +81,7 @@ class DecodeRequest:
         streamer: Takes tokens as they come.
         generators: Where random numbers come from.
         logprobs: Whether to sum up the log-probabilities of the chosen tokens.
+        past: A cache that holds the first tokens of the prompt already, or None.
     """
 
     model: Decoder
@@ -96,6 +97,7 @@ class DecodeRequest:
     streamer: Any = None
     generators: Generators = None
     logprobs: bool = False
+    past: Any = None
 
     @property
     def flags(self) -> dict[str, bool]:
@@ -274,7 +276,10 @@ def start(
     embeddings = request.model_inputs.get("inputs_embeds")
     unseen = 0 if embeddings is None else max(0, embeddings.shape[1] - prompt_length)
     limit = unseen + max(request.max_length, config.max_cache_len or 0)
-    cache = None if place is None else place.empty_cache(limit)
+    cache = request.past if place is None else place.empty_cache(limit)
+    known = 0 if request.past is None else request.past.length
+    if request.past is not None:
+        request.past.make_room(limit)
     if cache is None:
         room = limit if place is None else max(limit, place.capacity)
         cache = request.model.make_cache(rows, max_length=room, fixed=fixed)
@@ -284,7 +289,8 @@ def start(
     if config.prefill_chunk_size is not None and "prefill_chunk_size" in signature(request.model.prefill).parameters:
         inputs["prefill_chunk_size"] = config.prefill_chunk_size
     if place is None:
-        output = request.model.prefill(prompt, cache, attention_mask=request.prompt_mask, **inputs, **request.flags)
+        mask = request.prompt_mask
+        output = request.model.prefill(prompt[:, known:], cache, attention_mask=mask, **inputs, **request.flags)
     else:
         output = place.read_prompt(request, cache, inputs, limit)
     logits, hidden = last_logits(output), output.get("last_hidden_state")

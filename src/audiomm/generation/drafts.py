@@ -329,7 +329,7 @@ def own_request(request: DecodeRequest, model: Decoder, inputs: dict[str, Any]) 
     config = request.config.filled()
     names = ("output_attentions", "output_hidden_states", "output_scores", "output_logits", "return_dict_in_generate")
     config.update(**dict.fromkeys(names, False))
-    return replace(request, model=model, model_inputs=inputs, config=config, logprobs=False)
+    return replace(request, model=model, model_inputs=inputs, config=config, logprobs=False, past=None)
 
 
 def _check_vocabulary(model: Decoder, assistant: Decoder) -> None:

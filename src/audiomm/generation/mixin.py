@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from ..base.errors import GenerationError
 from ..base.hub import Source, read_json
 from ..base.outputs import GenerateOutput, ModelOutput
+from ..layers.cache import Cache
 from ..layers.projection import checked_once
+from .arguments import as_ids, check_guests, told_of_errors
 from .build import build_processors
 from .config import FILE_NAME, GenerationConfig
 from .fields import FIELDS
@@ -95,7 +97,9 @@ class GenerationMixin:
             streamer: Takes tokens as they come (see `streamers`).
             tokenizer: Needed for stop_strings.
             generator: Source of random numbers; a list gives every row its own.
-            **kwargs: Fields of GenerationConfig (they win over all configs), and inputs of the model.
+            **kwargs: Fields of GenerationConfig (they win over all configs), and inputs of the model. Those that
+                only decode take past_key_values of an earlier output (return_dict_in_generate): `inputs` is the whole
+                text then, and the media are those of what is new in it.
 
         Returns:
             (rows, length) int64 token ids, padded at the right, with the prompt for decoder-only models and the
@@ -105,46 +109,54 @@ class GenerationMixin:
             GenerationError: An option or a combination is impossible, or a keyword is not known.
             NumericalError: The model gave NaN.
         """
-        try:
-            with eval_mode(self), eval_mode(assistant_model):
-                _check_processes(synced_gpus)
-                config, model_inputs = self._resolve(generation_config, kwargs)
-                prompt, mask, model_inputs = self._prepare_prompt(inputs, config, model_inputs)
-                config = _settle_lengths(config, prompt, model_inputs)
-                stopping = StoppingCriteriaList(stopping_criteria or ())
-                _heed_own_limit(config, stopping, prompt.shape[-1])
-                processors = build_processors(
-                    config,
-                    prompt_length=prompt.shape[-1],
-                    max_length=length_limit(config, prompt.shape[-1]),
-                    prompt_mask=mask,
-                    encoder_input_ids=self._encoder_ids(prompt, model_inputs),
-                    prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
-                    model_processors=self.logits_processors(config, prompt.shape[-1]),
-                    user_processors=logits_processor or (),
-                )
-                request = make_request(
-                    self,  # type: ignore[arg-type]
-                    prompt,
-                    config,
-                    model_inputs=model_inputs,
-                    prompt_mask=mask,
-                    processors=LogitsProcessorList(processors),
-                    stopping=stopping,
-                    tokenizer=tokenizer,
-                    streamer=streamer,
-                    generator=generator,
-                )
-                output = generate_tokens(
-                    request,
-                    assistant_model=assistant_model,
-                    assistant_inputs=_inputs_for(assistant_model, model_inputs),
-                )
-        except BaseException:
-            # Whoever reads from the streamer in another thread must not wait for ever.
-            if streamer is not None:
-                streamer.end()
-            raise
+        with told_of_errors(streamer):
+            check_guests(
+                generation_config,
+                logits_processor,
+                stopping_criteria,
+                prefix_allowed_tokens_fn,
+                streamer,
+                assistant_model,
+            )
+        with told_of_errors(streamer), eval_mode(self), eval_mode(assistant_model):
+            _check_processes(synced_gpus)
+            is_seq2seq = getattr(self.config, "is_encoder_decoder", False)
+            past = None if is_seq2seq else kwargs.pop("past_key_values", None)
+            config, model_inputs = self._resolve(generation_config, kwargs)
+            prompt, mask, model_inputs = self._prepare_prompt(inputs, config, model_inputs)
+            if past is not None:
+                _check_past(self, past, prompt, model_inputs)
+            config = _settle_lengths(config, prompt, model_inputs)
+            stopping = StoppingCriteriaList(stopping_criteria or ())
+            _heed_own_limit(config, stopping, prompt.shape[-1])
+            processors = build_processors(
+                config,
+                prompt_length=prompt.shape[-1],
+                max_length=length_limit(config, prompt.shape[-1]),
+                prompt_mask=mask,
+                encoder_input_ids=self._encoder_ids(prompt, model_inputs),
+                prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
+                model_processors=self.logits_processors(config, prompt.shape[-1]),
+                user_processors=logits_processor or (),
+            )
+            request = make_request(
+                self,  # type: ignore[arg-type]
+                prompt,
+                config,
+                model_inputs=model_inputs,
+                prompt_mask=mask,
+                processors=LogitsProcessorList(processors),
+                stopping=stopping,
+                tokenizer=tokenizer,
+                streamer=streamer,
+                generator=generator,
+                past=past,
+            )
+            output = generate_tokens(
+                request,
+                assistant_model=assistant_model,
+                assistant_inputs=_inputs_for(assistant_model, model_inputs),
+            )
         if not config.use_cache:
             output.past_key_values = None
         if not config.return_dict_in_generate:
@@ -239,9 +251,9 @@ class GenerationMixin:
                 prompt = torch.zeros((_batch_size(inputs_left, main), 0), dtype=torch.long)
             elif prompt is None:
                 prompt = _start_tokens(config, 1)
-        prompt = torch.as_tensor(prompt, device=device)
+        prompt = as_ids("decoder_input_ids" if is_seq2seq else "input_ids", prompt, device=device)
         if mask is not None:
-            mask = torch.as_tensor(mask, device=device)
+            mask = as_ids("attention_mask", mask, device=device)
         elif not is_seq2seq:
             mask = _mask_from_padding(prompt, config)
         return prompt, mask, inputs_left
@@ -272,6 +284,31 @@ def _check_processes(synced_gpus: bool | None) -> None:
             f"synced_gpus=True with {distributed.get_world_size()} processes: each process ends when its own rows are "
             "done, so a model that is split over processes would wait for ever. Gather the weights before generating, "
             "and pass synced_gpus=False."
+        )
+
+
+def _check_past(model: Any, past: Any, prompt: Tensor, inputs: dict[str, Any]) -> None:
+    """See that a cache holds the beginning of a prompt, as far as its size tells.
+
+    Raises:
+        GenerationError: It does not, or is another model's.
+    """
+    if not isinstance(past, Cache):
+        raise GenerationError(
+            f"past_key_values is a {type(past).__name__}: pass those of an earlier output, which generate(..., "
+            "return_dict_in_generate=True) and forward() give."
+        )
+    if past.specs != model.make_cache(1, max_length=None, fixed=False).specs:
+        raise GenerationError("past_key_values are those of a model with other layers: pass this model's own.")
+    if "inputs_embeds" in inputs:
+        raise GenerationError("past_key_values go with the ids of the whole text: pass input_ids, not inputs_embeds.")
+    rows, keys = len(prompt), past.layers[0].keys
+    if keys is not None and len(keys) != rows:
+        raise GenerationError(f"past_key_values hold {len(keys)} rows, but the prompt has {rows}: they must agree.")
+    if past.length >= prompt.shape[1]:
+        raise GenerationError(
+            f"past_key_values hold {past.length} tokens and the prompt has {prompt.shape[1]}: pass the ids of the "
+            "whole text, what was read before and what is new; at least one must be new."
         )
 
 

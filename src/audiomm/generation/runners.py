@@ -161,9 +161,11 @@ class Compiled(Runner):
             return
         if self._program is None:
             self._program = Program(unit.work, self._config, unit.is_settled)
+        length = None if unit.cache is None else unit.cache.length
         self._program()
-        # Compiled code cannot count on the host.
-        unit.note()
+        # Compiled code cannot count on the host; where torch.compile is switched off, the code as it is has counted.
+        if length is None or unit.cache.length == length:
+            unit.note()
         unit.rest()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..base.outputs import GenerateOutput
+from ..layers.cache import Cache
 from .choice import choose
 from .decode import DecodeRequest, DecodeState, Record, StopFlag, advance, note_trouble, raise_trouble, start
 from .leaving import Leaving
@@ -33,9 +34,14 @@ def sample(request: DecodeRequest) -> GenerateOutput:
                 choose(request, state, advance(request, state, record), record)
             else:
                 unit.run(state)
-        output = finish(leaving.whole(state), record)
+        state = leaving.whole(state)
+        taken = state.length
+        output = finish(state, record)
         if place is not None and place.is_shared:
             output.past_key_values = None
+        elif isinstance(state.cache, Cache) and taken > state.length:
+            # What was read after the last token of all is none of the text.
+            state.cache.crop(state.cache.length - taken + state.length)
         return output
 
 

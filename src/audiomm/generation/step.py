@@ -36,7 +36,7 @@ def mode_of(request: DecodeRequest) -> Mode:
     on_host = {EosTokenCriteria, MaxLengthCriteria, MaxTimeCriteria}
     if asks_for_more or not all(type(rule) in on_host for rule in request.stopping):
         return "plain"
-    if not isinstance(model, nn.Module) or not hasattr(model, "quick_step"):
+    if request.past is not None or not isinstance(model, nn.Module) or not hasattr(model, "quick_step"):
         return "plain"
     mode = device_mode(config, request.prompt.device)
     # What a graph has recorded does not see that a module was changed; a model with a quick step is as it was.

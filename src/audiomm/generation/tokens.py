@@ -80,6 +80,7 @@ def make_request(
     streamer: Any = None,
     generator: Generators = None,
     logprobs: bool = False,
+    past: Any = None,
 ) -> DecodeRequest:
     """What the loops are given, checked.
 
@@ -100,6 +101,7 @@ def make_request(
         logprobs: Fill `logprobs` of the output: the sum of the log-probabilities of the chosen tokens, the end token
             included, after `processors` and before the warpers (so at temperature 1). The config's
             `output_logprobs` asks for the same.
+        past: A cache that holds the first tokens of the prompt already.
 
     Raises:
         GenerationError: The options do not fit together.
@@ -122,6 +124,7 @@ def make_request(
         streamer=streamer,
         generators=generator,
         logprobs=logprobs or bool(config.output_logprobs),
+        past=past,
     )
     _check_generators(request)
     return request

@@ -332,6 +332,10 @@ class Cache:
             self._positions = functional.pad(self._known_positions(), (count, 0), value=-1)
         self.length += count
 
+    def held(self) -> Tensor:
+        """(rows, length) positions of the tokens so far, -1 for padding."""
+        return self._known_positions()[:, : self.length]
+
     def _known_positions(self) -> Tensor:
         """`positions`, also where they are 0, 1, 2, ...; something has been read."""
         keys = self.layers[0].keys
@@ -367,6 +371,24 @@ class Cache:
         elif self._positions is not None:
             self._positions = self._positions[:, :length]
         self.length = min(self.length, length)
+
+    def make_room(self, length: int) -> None:
+        """Let fixed buffers hold `length` tokens; they move to other addresses where they do not yet."""
+        if self.fixed and length > self.capacity:
+            self.capacity = length
+            for track in self._fixed.values():
+                track.make_room(length)
+            for layer in self.layers:
+                layer.make_room()
+
+    def hide(self, mask: Tensor) -> None:
+        """Forget the tokens of each row where `mask` (rows, length) is False, and count new ones from those left."""
+        for track in self._fixed.values():
+            track.hide(mask)
+        if self.fixed:
+            self._padding.copy_(self.length - 1 - self._fixed[None].positions.amax(dim=1, keepdim=True))
+        else:
+            self._positions = self._known_positions().masked_fill(~mask, -1)
 
     def part(self) -> None:
         """From here on each row of a fixed cache takes the slot behind its own newest token.

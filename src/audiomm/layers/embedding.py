@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ..base.errors import InputError, ShapeError
+
 _WEIGHT_TYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -45,6 +47,34 @@ def rounded_scales(scale: float) -> dict[torch.dtype, float]:
     """`scale` as each floating-point type of weights can hold it."""
     value = torch.tensor(scale, dtype=torch.float64, device="cpu")
     return {dtype: value.to(dtype).item() for dtype in _WEIGHT_TYPES}
+
+
+def check_token_ids(ids: Tensor, rows: int, name: str = "input_ids") -> None:
+    """Refuse a prompt with ids that a table of `rows` embeddings has no row for.
+
+    Single tokens are not looked at: reading them would hold up the device at every step.
+
+    Raises:
+        ShapeError: There are no tokens, or not (rows, tokens) of them.
+        InputError: These are no ids, or one is not of the vocabulary.
+    """
+    if not isinstance(ids, Tensor):
+        raise InputError(
+            f"{name} is a {type(ids).__name__}: a tensor of token ids is needed, as the tokenizer gives it with "
+            "return_tensors='pt'; its answer is passed as model(**answer)."
+        )
+    if ids.dim() != 2 or 0 in ids.shape:
+        raise ShapeError(f"{name} is of shape {tuple(ids.shape)}; (rows, tokens), at least one, is needed.")
+    if ids.is_floating_point() or ids.dtype == torch.bool:
+        raise InputError(f"{name} is of dtype {ids.dtype}: token ids are whole numbers, of dtype torch.int64.")
+    if ids.shape[1] == 1 or ids.is_meta or torch.compiler.is_compiling():
+        return
+    low, high = torch.stack(torch.aminmax(ids)).tolist()
+    if low < 0 or high >= rows:
+        raise InputError(
+            f"{name} holds {low if low < 0 else high}: ids of this model are 0 to {rows - 1}. Were they made by the "
+            "tokenizer of another model?"
+        )
 
 
 def sinusoids(length: int, channels: int, max_timescale: float = 10000.0) -> Tensor:

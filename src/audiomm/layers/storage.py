@@ -180,6 +180,9 @@ class GrowingKV:
             self._room = None
         return keys, values
 
+    def make_room(self) -> None:
+        """It grows by itself."""
+
     def crop(self, length: int) -> None:
         if self.keys is not None and self.values is not None:
             length = max(0, length - self.track.dropped)
@@ -285,6 +288,18 @@ class FixedTrack:
         self._longest = length
         return source
 
+    def make_room(self, capacity: int) -> None:
+        """Have slots for `capacity` tokens, or for those that a ring keeps of them."""
+        size = capacity if self.window is None else min(capacity, self.window - 1 + SPARE)
+        self.positions = functional.pad(self.positions, (0, size - self.size), value=-1)
+        self.size, self.is_ring = size, size < capacity
+
+    def hide(self, mask: Tensor) -> None:
+        """Empty the slots of tokens where `mask` (rows, tokens) is False."""
+        last = mask.shape[1] - 1
+        numbers = last - (last - torch.arange(self.size, device=mask.device)) % self.size
+        self.positions.masked_fill_(~mask[:, numbers.clamp(min=0)], -1)
+
     def select(self, rows: Tensor) -> None:
         chosen = self.positions.index_select(0, rows)
         self.positions = self.positions.copy_(chosen) if len(rows) == len(self.positions) else chosen
@@ -300,6 +315,10 @@ class FixedKV:
     def __init__(self, rows: int, spec: LayerSpec, track: FixedTrack, device: torch.device, dtype: torch.dtype) -> None:
         self.track = track
         self._pairs = torch.zeros(2, rows, spec.kv_heads, track.size, spec.head_dim, device=device, dtype=dtype)
+
+    def make_room(self) -> None:
+        """Have as many slots as the track."""
+        self._pairs = functional.pad(self._pairs, (0, 0, 0, self.track.size - self._pairs.shape[3]))
 
     @property
     def keys(self) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ...base.outputs import CausalLMOutput, ModelOutput
 from ...generation import GenerationConfig, GenerationMixin
 from ...layers.cache import Cache
+from ...layers.embedding import check_token_ids
 from ...layers.language_head import (
     DecoderAnswers,
     following_labels,
@@ -22,7 +23,7 @@ from ...layers.regions import recorder
 from .config import Gemma3nTextConfig
 from .step import QuickStep
 from .streams import make_step
-from .text import Gemma3nPreTrainedModel, Gemma3nTextModel, check_token_ids
+from .text import Gemma3nPreTrainedModel, Gemma3nTextModel
 from .weights import NOT_TEXT, TEXT_NAMES, UNUSED
 
 
@@ -107,12 +108,12 @@ class Gemma3nWithHead(DecoderAnswers, GenerationMixin, Gemma3nPreTrainedModel):
         self, embeds: Tensor, per_layer: Tensor | None, cache: Cache, mask: Tensor | None, size: int, keep: int
     ) -> int:
         """Put all pieces of a prompt but the last into the cache; returns where the last begins."""
-        begin = 0
+        begin, past = 0, cache.length
         for end in range(size, embeds.shape[1] - keep + 1, size):
             self.get_decoder()(
                 inputs_embeds=embeds[:, begin:end],
                 per_layer_inputs=None if per_layer is None else per_layer[:, begin:end],
-                attention_mask=None if mask is None else mask[:, :end],
+                attention_mask=None if mask is None else mask[:, : past + end],
                 past_key_values=cache,
                 last_positions=1,
             )

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from ...base.errors import AudioLimitError, InputError, ShapeError
 from ...base.outputs import BaseModelOutput, DecoderOutput
 from ...layers.cache import Cache
+from ...layers.embedding import check_token_ids
 from ...layers.merge import place_features, refuse_empty_places
 from .audio import Gemma3nAudioEncoder
 from .config import Gemma3nConfig
 from .embedder import Gemma3nMultimodalEmbedder
-from .text import Gemma3nPreTrainedModel, Gemma3nTextModel, check_token_ids
+from .text import Gemma3nPreTrainedModel, Gemma3nTextModel
 from .vision import Gemma3nVisionModel
 from .weights import AUDIO, UNUSED, VISION, WHOLE_NAMES
 

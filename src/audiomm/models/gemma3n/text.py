@@ -18,7 +18,8 @@ from ...base.hub import Source
 from ...base.modeling import PreTrainedModel
 from ...base.outputs import DecoderOutput
 from ...layers.cache import Cache, LayerSpec, PassThrough, Slots
-from ...layers.embedding import ScaledEmbedding
+from ...layers.continued import positions_behind
+from ...layers.embedding import ScaledEmbedding, check_token_ids
 from ...layers.masks import Mask, layer_masks, packed_masks, ready_masks
 from ...layers.norm import RMSNorm
 from ...layers.per_layer import PLACEMENTS, PerLayerInputs, PerLayerTable
@@ -198,7 +199,7 @@ class Gemma3nTextModel(PerLayerInputs, Gemma3nPreTrainedModel):
         rows, count = embeds.shape[:2]
         if attention_mask is None and position_ids is not None and isinstance(cache, PassThrough):
             attention_mask = packed_masks(position_ids, self._kinds)
-        slots = cache.reserve(count, _positions(attention_mask, count), rows, embeds.device)
+        slots = cache.reserve(count, _positions(attention_mask, count, cache), rows, embeds.device)
         tables = self._tables(position_ids, slots, count, embeds)
         if isinstance(last_positions, int):
             read: slice | Tensor = slice(-last_positions, None)
@@ -344,27 +345,6 @@ class Gemma3nTextModel(PerLayerInputs, Gemma3nPreTrainedModel):
         return found
 
 
-def check_token_ids(ids: Tensor, rows: int) -> None:
-    """Refuse a prompt with ids that a table of `rows` embeddings has no row for.
-
-    Single tokens are not looked at: reading them would hold up the device at every step.
-
-    Raises:
-        ShapeError: There are no tokens, or not (rows, tokens) of them.
-        InputError: An id is not of the vocabulary.
-    """
-    if ids.dim() != 2 or 0 in ids.shape:
-        raise ShapeError(f"input_ids is of shape {tuple(ids.shape)}; (rows, tokens), at least one, is needed.")
-    if ids.shape[1] == 1 or ids.is_meta or torch.compiler.is_compiling():
-        return
-    low, high = torch.stack(torch.aminmax(ids)).tolist()
-    if low < 0 or high >= rows:
-        raise InputError(
-            f"input_ids holds {low if low < 0 else high}: ids of this model are 0 to {rows - 1}. Were they made by the "
-            "tokenizer of another model?"
-        )
-
-
 def _size(hidden: Tensor) -> Tensor:
     """Root mean square over the last dimension, float32."""
     return hidden.float().square().mean(dim=-1, keepdim=True).sqrt()
@@ -377,8 +357,11 @@ def _resized(hidden: Tensor, size: Tensor) -> Tensor:
     return (values * size * square.rsqrt()).to(hidden.dtype)
 
 
-def _positions(mask: Any, count: int) -> Tensor | None:
+def _positions(mask: Any, count: int, cache: Cache | PassThrough) -> Tensor | None:
     """(rows, count) positions of the newest tokens of a padding mask (rows, total), -1 where it is 0.
+
+    Args:
+        cache: What holds the tokens before them; it forgets those that the mask hides.
 
     Raises:
         ShapeError: The mask has another number of dimensions than two or four.
@@ -393,5 +376,4 @@ def _positions(mask: Any, count: int) -> Tensor | None:
     real = mask.bool()
     if count > 1 and not (torch.compiler.is_compiling() or is_inside()) and bool(real.all()):
         return None  # nothing is padded, so the fast kernels will do
-    positions = (real.long().cumsum(dim=1) - 1).masked_fill(~real, -1)
-    return positions[:, -count:]
+    return positions_behind(cache, real, count)

@@ -193,7 +193,7 @@ class Gemma4AssistantForCausalLM(GenerationMixin, Gemma4PreTrainedModel):
         windows = {SLIDING: self.model.config.sliding_window, FULL: None}
         masks: dict[str, Mask] = {}
         for kind, (keys, _) in pairs.items():
-            positions = new_positions(padding[:, :longest], keys.shape[2])
+            positions = new_positions(padding[:, :longest], keys.shape[2], PassThrough())
             masks[kind] = None if positions is None else keys_before(positions, windows[kind])
         return masks
 

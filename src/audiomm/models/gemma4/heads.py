@@ -131,13 +131,13 @@ class Gemma4WithTokenHead(DecoderAnswers, GenerationMixin, Gemma4PreTrainedModel
 
         Args:
             prompt: What enters the decoder.
-            cache: Empty; filled with the prompt.
-            attention_mask: (rows, length), 0 for padding at the left.
+            cache: Filled with the prompt, behind what it holds.
+            attention_mask: (rows, held and new tokens), 0 for padding at the left.
             logits_to_keep: How many of the last positions to score.
             chunk: Tokens of a piece; None is PREFILL_CHUNK.
         """
         decoder, length, record = self.get_decoder(), prompt.embeddings.shape[1], recorder()
-        whole = any(flags.values())
+        whole, past = any(flags.values()), cache.length
         # How many tokens an expert gets is asked for on the way.
         fits = length <= (chunk or PREFILL_CHUNK) and not decoder.config.enable_moe_block
         if record is not None and fits and not whole:
@@ -161,7 +161,7 @@ class Gemma4WithTokenHead(DecoderAnswers, GenerationMixin, Gemma4PreTrainedModel
             decoded = decoder(
                 inputs_embeds=prompt.embeddings[:, part],
                 per_layer_inputs=per_layer,
-                attention_mask=None if attention_mask is None else attention_mask[:, :end],
+                attention_mask=None if attention_mask is None else attention_mask[:, : past + end],
                 past_key_values=cache,
                 blocks=None if prompt.blocks is None else prompt.blocks[:, part],
                 kept=slice(-logits_to_keep, None) if last else CACHE_ONLY,
@@ -184,8 +184,13 @@ class Gemma4WithTokenHead(DecoderAnswers, GenerationMixin, Gemma4PreTrainedModel
             count: Divide the sum by this instead of the number of labels, as gradient accumulation needs.
         """
         if labels is not None and output.logits is not None:
-            wanted = following_labels(labels)
-            output.loss = label_loss(output.logits, wanted if kept is None else wanted[:, kept], count)
+            wanted = following_labels(labels) if kept is None else following_labels(labels)[:, kept]
+            if wanted.shape != output.logits.shape[:2]:
+                raise ShapeError(
+                    f"labels are of shape {tuple(labels.shape)} and the scores of shape "
+                    f"{tuple(output.logits.shape)}: one label for each token is needed, -100 where none is wanted."
+                )
+            output.loss = label_loss(output.logits, wanted, count)
         return output
 
 
@@ -230,6 +235,7 @@ class Gemma4ForCausalLM(Gemma4WithTokenHead):
         if inputs_embeds is not None:
             prompt = Prompt(inputs_embeds, per_layer=per_layer_inputs)
         else:
+            check_token_ids(input_ids, self.config.vocab_size)
             ids = input_ids if self.config.hidden_size_per_layer_input else None
             prompt = Prompt(self.model.embed_tokens(input_ids), ids)
         return self.read_prompt(prompt, cache, attention_mask, logits_to_keep, prefill_chunk_size, **flags)
@@ -265,6 +271,8 @@ class Gemma4ForCausalLM(Gemma4WithTokenHead):
             loss_positions_only: Score only columns that some label follows, and run the layers that share keys and
                 values on these alone: the same loss and gradients for a part of the work.
         """
+        if input_ids is not None:
+            check_token_ids(input_ids, self.config.vocab_size)
         kept = kept_columns(logits_to_keep, labels, loss_positions_only)
         decoded = self.model(
             input_ids,

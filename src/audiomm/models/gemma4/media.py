@@ -9,10 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...base.errors import ShapeError
 from ...base.outputs import ModelOutput
 from ...layers.norm import RMSNorm
 from .text import Pair
 
+#: Values of mm_token_type_ids.
+IMAGE_TYPE, VIDEO_TYPE = 1, 2
 #: Kind of media -> argument that brings it.
 ARGUMENTS = {"image": "pixel_values", "video": "pixel_values_videos", "audio": "input_features"}
 
@@ -99,3 +102,17 @@ def hidden_features(features: dict[str, list[Tensor]]) -> dict[str, Tensor | Non
         f"{kind}_hidden_states": torch.cat(features[kind]) if features.get(kind) else None
         for kind in ("image", "audio")
     }
+
+
+def newest_types(types: Tensor, rows: int, count: int) -> Tensor:
+    """The types (rows, count) of new tokens out of those of all tokens.
+
+    Raises:
+        ShapeError: There are fewer.
+    """
+    if types.dim() != 2 or len(types) != rows or types.shape[1] < count:
+        raise ShapeError(
+            f"mm_token_type_ids are of shape {tuple(types.shape)} for {rows} rows of {count} tokens: pass one for each "
+            "token, or leave them out."
+        )
+    return types[:, -count:]

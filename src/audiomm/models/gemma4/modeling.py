@@ -15,25 +15,27 @@ from ...base.config import PreTrainedConfig
 from ...base.errors import InputError, ShapeError
 from ...generation import GenerationConfig
 from ...layers.cache import Cache
+from ...layers.embedding import check_token_ids
 from ...layers.merge import place_features, refuse_empty_places
 from .audio import Gemma4AudioModel, Gemma4AudioModelOutput
 from .config import Gemma4Config
 from .heads import Gemma4CausalLMOutput, Gemma4WithTokenHead, Prompt, kept_columns
 from .media import (
     ARGUMENTS,
+    IMAGE_TYPE,
+    VIDEO_TYPE,
     Gemma4FeatureOutput,
     Gemma4ModelOutput,
     Gemma4MultimodalEmbedder,
     Media,
     feature_items,
     hidden_features,
+    newest_types,
 )
 from .text import Gemma4PreTrainedModel, Gemma4TextModel
 from .vision import Gemma4VisionModel
 from .weights import UNUSED, WHOLE_NAMES
 
-#: Values of mm_token_type_ids.
-IMAGE_TYPE, VIDEO_TYPE = 1, 2
 
 
 class Gemma4Model(Gemma4PreTrainedModel):
@@ -231,6 +233,8 @@ class Gemma4Model(Gemma4PreTrainedModel):
             raise ShapeError("the model needs either token ids or embeddings of them: pass exactly one of the two.")
         if input_ids is not None and per_layer_inputs is not None:
             raise ShapeError("per_layer_inputs go with inputs_embeds; with input_ids they are looked up: drop one.")
+        if input_ids is not None:
+            check_token_ids(input_ids, self.config.text_config.vocab_size)
         features = self.features(media)
         ids = None
         if input_ids is not None:
@@ -250,7 +254,7 @@ class Gemma4Model(Gemma4PreTrainedModel):
                 mm_token_type_ids = places["image"] * IMAGE_TYPE + places["video"] * VIDEO_TYPE
         has_table = bool(self.config.text_config.hidden_size_per_layer_input)
         return Prompt(
-            embeddings, ids if has_table else None, per_layer_inputs, self._blocks(mm_token_type_ids)
+            embeddings, ids if has_table else None, per_layer_inputs, self._blocks(mm_token_type_ids, embeddings)
         ), features
 
     def _reach(self, embeddings: Tensor, features: dict[str, list[Tensor]]) -> Tensor:
@@ -267,10 +271,11 @@ class Gemma4Model(Gemma4PreTrainedModel):
                 embeddings = embeddings + 0.0 * weight.flatten()[0].to(embeddings)
         return embeddings
 
-    def _blocks(self, types: Tensor | None) -> Tensor | None:
+    def _blocks(self, types: Tensor | None, embeddings: Tensor) -> Tensor | None:
         """(rows, tokens) bool: tokens of pictures, where these see each other."""
         if types is None or self.config.text_config.use_bidirectional_attention != "vision":
             return None
+        types = newest_types(types, *embeddings.shape[:2])
         return (types == IMAGE_TYPE) | (types == VIDEO_TYPE)
 
     def forward(
@@ -303,7 +308,7 @@ class Gemma4Model(Gemma4PreTrainedModel):
                 input_features, input_features_mask, mm_encoder_outputs: See `Media`.
             attention_mask, position_ids, past_key_values, per_layer_inputs, use_cache, kept: As in
                 `Gemma4TextModel.forward`.
-            mm_token_type_ids: (rows, new): 0 text, 1 image, 2 video, 3 audio; follow from the ids when None.
+            mm_token_type_ids: (rows, new) or of those before, too: 0 text, 1 image, 2 video, 3 audio; None: as ids say.
             **flags: output_attentions, output_hidden_states, output_router_logits, return_shared_kv_states.
 
         Raises:

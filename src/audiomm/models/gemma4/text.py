@@ -23,6 +23,7 @@ from ...base.outputs import ModelOutput
 from ...layers.attention import attend, attend_eager
 from ...layers.cache import Cache, LayerSpec, PassThrough, Slots
 from ...layers.conformer import bounded
+from ...layers.continued import positions_behind
 from ...layers.embedding import ScaledEmbedding
 from ...layers.experts import Experts, Router
 from ...layers.gated_mlp import GatedMLP
@@ -361,7 +362,7 @@ class Gemma4TextModel(PerLayerInputs, Gemma4PreTrainedModel):
         rows, count = hidden.shape[:2]
         if attention_mask is None and position_ids is not None and isinstance(cache, PassThrough):
             attention_mask = packed_masks(position_ids, self._kinds(), blocks)
-        slots = cache.reserve(count, new_positions(attention_mask, count), rows, hidden.device)
+        slots = cache.reserve(count, new_positions(attention_mask, count, cache), rows, hidden.device)
         masks = self._masks(attention_mask, count, slots, blocks)
         if position_ids is None:
             position_ids = slots.queries
@@ -465,8 +466,11 @@ class Gemma4TextModel(PerLayerInputs, Gemma4PreTrainedModel):
         return self._frequencies
 
 
-def new_positions(mask: Any, count: int) -> Tensor | None:
+def new_positions(mask: Any, count: int, cache: Cache | PassThrough) -> Tensor | None:
     """(rows, count) positions of the newest tokens of a padding mask (rows, total), -1 where it is 0.
+
+    Args:
+        cache: What holds the tokens before them; it forgets those that the mask hides.
 
     Raises:
         ShapeError: The mask has another number of dimensions than two or four, or covers fewer tokens than are new.
@@ -478,6 +482,4 @@ def new_positions(mask: Any, count: int) -> Tensor | None:
             f"attention_mask is of shape {tuple(mask.shape)}; (rows, earlier and new tokens), at least {count} "
             "columns, or (rows, 1, new, earlier and new) is needed."
         )
-    real = mask.bool()
-    positions = (real.long().cumsum(dim=1) - 1).masked_fill(~real, -1)
-    return positions[:, -count:]
+    return positions_behind(cache, mask.bool(), count)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...base.errors import GenerationError, ShapeError
 from ...generation import GenerationConfig
+from ...generation.arguments import as_ids, check_guests
 from .decoding import Guests
 from .modeling import as_encoder_output
 from .options import (
@@ -17,8 +18,8 @@ from .options import (
     Options,
     frames_per_item,
     ladder,
-    on_host,
     prefix_tokens,
+    prompt_tokens,
     word_tokenizer,
 )
 from .options import (
@@ -88,6 +89,9 @@ def begin(
 
     The arguments are those of `generate`; kwargs are the rest of `Options` and fields of GenerationConfig.
     """
+    check_guests(
+        generation_config, logits_processor, stopping_criteria, prefix_allowed_tokens_fn, streamer, assistant_model
+    )
     if kwargs.get("inputs") is not None and input_features is None:
         input_features = kwargs.pop("inputs")
     kwargs.pop("synced_gpus", None)
@@ -238,7 +242,7 @@ def _options(
         logprob_threshold=chosen.pop("logprob_threshold"),
         no_speech_threshold=chosen.pop("no_speech_threshold"),
         condition_on_prev_tokens=bool(chosen.pop("condition_on_prev_tokens")),
-        prompt_ids=on_host(chosen.pop("prompt_ids")),
+        prompt_ids=prompt_tokens("prompt_ids", chosen.pop("prompt_ids"), model.config),
         prompt_condition_type=chosen.pop("prompt_condition_type") or "first-segment",
         history_ids=tuple(chosen.pop("history_ids") or ()),
         prefix=prefix_tokens(chosen.pop("prefix_ids"), model.config),

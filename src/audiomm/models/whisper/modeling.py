@@ -280,7 +280,7 @@ class WhisperDecoder(WhisperPreTrainedModel):
         return output.to_tuple() if return_dict is False else output
 
     def _cache(self, past: Cache | PassThrough | tuple[Any, ...] | None, use_cache: bool) -> Cache | PassThrough:
-        if isinstance(past, Cache | PassThrough):
+        if isinstance(past, (Cache, PassThrough)):  # a union of types cannot be compiled before torch 2.7
             return past
         if past is not None:
             return Cache.from_legacy_cache(self.cache_specs(), past)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor
 from ...base.errors import GenerationError
 from ...base.languages import LANGUAGES, language_code
 from ...generation import GenerationConfig
+from ...generation.arguments import as_ids
 from .config import WhisperConfig
 from .words import APPEND_PUNCTUATIONS, PREPEND_PUNCTUATIONS
 
@@ -120,8 +123,12 @@ class Options:
                 "word_timestamps=True."
             )
         for temperature in self.temperatures:
-            if temperature is not None and temperature < 0:
+            if temperature is not None and not 0 <= temperature < math.inf:
                 raise GenerationError(f"temperature={temperature}: 0 (greedy) or a number above it is needed.")
+        for name in ("compression_ratio_threshold", "logprob_threshold", "no_speech_threshold"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, Real):
+                raise GenerationError(f"{name}={value!r}: a number is needed, or None for none.")
 
     @property
     def has_context(self) -> bool:
@@ -136,7 +143,10 @@ def ladder(temperature: Any, config: GenerationConfig) -> tuple[float | None, ..
     steps = tuple(temperature) if isinstance(temperature, tuple | list) else (temperature,)
     if not steps:
         raise GenerationError("temperature is an empty list; a number or at least one number is needed.")
-    return tuple(float(step) for step in steps)
+    try:
+        return tuple(float(step) for step in steps)
+    except (TypeError, ValueError) as error:
+        raise GenerationError(f"temperature={temperature!r}: a number is needed, or several.") from error
 
 
 def config_for(
@@ -278,6 +288,11 @@ def languages_per_item(language: Any, batch: int) -> list[str | None]:
     """
     if language is None or isinstance(language, str):
         return [language] * batch
+    if not hasattr(language, "__iter__"):
+        raise GenerationError(
+            f"language={language!r}: a code ('de'), a name ('german') or a token ('<|de|>') is needed, or a list with "
+            "one for each recording."
+        )
     languages = list(language)
     if len(languages) != batch:
         raise GenerationError(
@@ -353,7 +368,7 @@ def prefix_tokens(prefix: Any, model: WhisperConfig) -> tuple[int, ...]:
     Raises:
         GenerationError: They leave no room for a text.
     """
-    tokens = on_host(prefix)
+    tokens = prompt_tokens("prefix_ids", prefix, model)
     if tokens is None:
         return ()
     most = model.max_target_positions // 2 - 2
@@ -365,8 +380,16 @@ def prefix_tokens(prefix: Any, model: WhisperConfig) -> tuple[int, ...]:
     return tuple(tokens.tolist())
 
 
-def on_host(value: Any) -> Tensor | None:
-    """Prompt tokens as a CPU tensor, from a tensor, an array or a list."""
+def prompt_tokens(name: str, value: Any, model: WhisperConfig) -> Tensor | None:
+    """Tokens of a prompt as a CPU tensor, from a tensor, an array or a list.
+
+    Raises:
+        GenerationError: They are no tokens of this model.
+    """
     if value is None:
         return None
-    return torch.as_tensor(value).to("cpu", torch.long)
+    if isinstance(value, str):
+        raise GenerationError(
+            f"{name}={value[:40]!r} is a text: pass its tokens, processor.get_prompt_ids(text, return_tensors='pt')."
+        )
+    return as_ids(name, value, model.vocab_size).to("cpu", torch.long)
