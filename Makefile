@@ -58,7 +58,7 @@ $(VENV)/measured: $(VENV)/tested
 
 # Beside the packages: torch for CPUs would take it for a compiler of its own.
 $(VENV)/triton: $(VENV)/tested
-	$(PIP) --no-deps --target $@ "triton>=3.2"
+	$(PIP) --no-deps --target $@ "triton>=3.5"
 
 $(VENV)/linted: $(VENV)/installed
 	$(PIP) -e ".[lint]"

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from audiomm import GenerationError
+from audiomm.layers import attention
 from audiomm.layers.attention import attend, attend_eager
 from audiomm.layers.cache import Cache, LayerSpec, PassThrough
 from audiomm.layers.embedding import sinusoids
@@ -151,3 +152,20 @@ def test_sinusoids_are_sines_then_cosines():
     for index, timescale in enumerate([1.0, 100.0, 10000.0]):
         assert torch.allclose(table[:, index], (place / timescale).sin(), atol=1e-5)
         assert torch.allclose(table[:, 3 + index], (place / timescale).cos(), atol=1e-5)
+
+
+@pytest.mark.parametrize("copied", [False, True])
+@pytest.mark.parametrize("seen", [None, "2-D", "for all heads", "a head each"])
+@pytest.mark.parametrize("length", [1, 3])
+def test_heads_that_share_keys_read_them_as_if_each_had_its_own(monkeypatch, length, seen, copied):
+    monkeypatch.setattr(attention, "copies_shared_keys", lambda device: copied)
+    queries, keys, values = qkv()
+    queries = queries[:, :, :length]
+    sizes = {"2-D": (length, LENGTH), "for all heads": (ROWS, 1, length, LENGTH)}
+    mask = None if seen is None else torch.rand(sizes.get(seen, (ROWS, HEADS, length, LENGTH))) < 0.7
+    if mask is not None:
+        mask[..., 0] = True
+    found = attend(queries, keys, values, mask, scale=0.5)
+    wanted, _ = attend_eager(queries, keys, values, mask, scale=0.5)
+    assert found.shape == wanted.shape
+    assert torch.allclose(found, wanted, atol=1e-6)

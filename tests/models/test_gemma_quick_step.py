@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from audiomm import LoraConfig, add_lora
-from audiomm.layers import heads, projection
+from audiomm.layers import fused, heads, projection
 from audiomm.models.gemma3n import Gemma3nForCausalLM, Gemma3nTextConfig
 from audiomm.models.gemma3n import step as gemma3n_step
 
@@ -89,6 +89,15 @@ def test_a_quick_step_gives_the_logits_of_the_modules(model, rows, padded, fixed
 def test_as_built_for_a_gpu_it_gives_them_too(model, as_gpu, kernels, padded):
     as_gpu(kernels)
     assert distance(model, copy.deepcopy(model).quick_step(), padded=padded, fixed=True) < LIMIT
+
+
+def test_a_kernel_for_many_slots_reads_what_attention_reads(model, as_gpu, monkeypatch):
+    as_gpu(kernels=True)
+    monkeypatch.setattr(heads, "LONG", 20)
+    seen = []
+    monkeypatch.setattr(fused, "attended", lambda *parts, read=fused.attended: seen.append(1) or read(*parts))
+    assert distance(model, copy.deepcopy(model).quick_step(), padded=True, fixed=True) < LIMIT
+    assert seen
 
 
 def test_positions_beyond_the_known_ones_are_worked_out(model, monkeypatch):

@@ -35,17 +35,30 @@ def attend(
     folds = rows // keys.shape[0]
     if folds > 1:
         queries = _fold(queries, folds)
+    shape, each = queries.shape, queries.shape[1] // keys.shape[1]
+    given = mask if isinstance(mask, Tensor) else None
+    one_for_all = given is None or given.dim() == 2 or given.shape[-3] == 1
+    # Where heads share keys, fused kernels want more than one query and, but for the CPU's, no mask.
+    if each > 1 and shape[2] == 1 and one_for_all and not isinstance(mask, str):
+        queries = queries.reshape(shape[0], -1, each, shape[3])
+    elif each > 1 and given is not None and copies_shared_keys(queries.device):
+        keys, values = keys.repeat_interleave(each, dim=1), values.repeat_interleave(each, dim=1)
     attended = functional.scaled_dot_product_attention(
         queries,
         keys,
         values,
-        attn_mask=mask if isinstance(mask, Tensor) else None,
+        attn_mask=given,
         dropout_p=dropout,
         is_causal=mask == CAUSAL if isinstance(mask, str) else False,
         scale=scale,
         enable_gqa=queries.shape[1] != keys.shape[1],
-    )
+    ).reshape(shape)
     return _unfold(attended, folds) if folds > 1 else attended
+
+
+def copies_shared_keys(device: torch.device) -> bool:
+    """Whether it is quicker there to copy keys for every head that reads them than to go without a fused kernel."""
+    return device.type != "cpu"
 
 
 def read_by_products(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, *, scale: float) -> Tensor:
@@ -141,10 +154,7 @@ def attend_one(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | Non
         (rows, heads x head_dim).
     """
     rows, heads, _, width = queries.shape
-    if keys.shape[1] == 1:
-        # One head of keys: the queries line up as if they were tokens, and the keys are read once.
-        queries = queries.view(rows, 1, heads, width)
-    attended = functional.scaled_dot_product_attention(
-        queries, keys, values, attn_mask=mask, scale=1.0, enable_gqa=queries.shape[1] != keys.shape[1]
-    )
+    # The queries that read the same keys line up as if they were tokens, and the keys are read once.
+    queries = queries.reshape(rows, keys.shape[1], -1, width)
+    attended = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=1.0)
     return attended.reshape(rows, heads * width)

@@ -86,6 +86,25 @@ def turned(heads: Tensor, firsts: Tensor, seconds: Tensor, eps: float) -> Tensor
     return (normed[..., :1, :] * firsts + normed[..., 1:, :] * seconds).to(heads.dtype)
 
 
+def attended(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    """Attention of one token a row to many slots of a cache; those that are masked out in a row are not even read.
+
+    Args:
+        queries: (rows, heads, width), rows may lie apart.
+        keys, values: (rows, kv_heads, slots, width), both with the same strides.
+        mask: (rows or 1, 1, 1, slots), added to the scores; no row is without a slot that is seen.
+
+    Returns:
+        (rows, heads x width).
+    """
+    if is_on_gpu(queries):
+        return _kernels().attended(queries, keys, values, mask)
+    rows, heads, width = queries.shape
+    asked = queries.unflatten(1, (keys.shape[1], -1))
+    scores = (asked.float() @ keys.float().transpose(-1, -2) + mask.float()).softmax(dim=-1)
+    return (scores @ values.float()).to(queries.dtype).view(rows, heads * width)
+
+
 def expert_gates(hidden: Tensor, gate_up: Tensor, chosen: Tensor) -> Tensor:
     """What goes down in the chosen experts of each token; weights are read where they lie.
 
@@ -182,6 +201,10 @@ def _trials(device: torch.device, dtype: torch.dtype) -> Iterator[Trial]:
     yield strong_gelu_times, (*some(3, 96).chunk(2, dim=1), 0.5)
     yield turned, (some(3, 4, 2, 2, 12), *some(3, 10, 1, 2, 12).chunk(2, dim=1), 1e-6)
     yield turned, (some(3, 4, 2, 2, 12), *some(1, 8, 1, 2, 12).chunk(2, dim=1), 1e-6)
+    mask = torch.full((3, 1, 1, 300), -torch.inf)
+    for row, seen in enumerate((1, 70, 300)):
+        mask[row, ..., :seen] = 0.0
+    yield attended, (some(3, 10, 12)[:, 2:8], *some(2, 3, 2, 300, 12), mask.to(device, dtype))
     yield expert_gates, (some(3, 300), some(4, 48, 300), chosen)
     yield expert_sum, (some(3, 2, 300), some(4, 20, 300), some(3, 2), chosen)
 

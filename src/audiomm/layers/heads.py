@@ -21,6 +21,9 @@ from .norm import has_norm_kernel, quick_size
 
 Pair = tuple[Tensor, Tensor]
 
+#: From so many slots on a kernel that reads them in spans, and only those in use, is worth its second launch.
+LONG = 1024
+
 #: Positions whose cosines and sines are kept ready for decode steps.
 KNOWN_POSITIONS = 4096
 
@@ -199,6 +202,7 @@ class HeadReader:
         # Made for many queries, the fused kernel of the CPU takes longer to start than all of this.
         self.by_products = dtype == torch.float32 and not has_norm_kernel(heads.query_norm.device)
         self.each = heads.queries // groups
+        self.reads_long = fused.has_kernels(heads.query_norm)
 
     def __call__(self, projected: Tensor, token: OneToken) -> Tensor:
         """(rows, heads of the projection x head_dim) to what is read, (rows, query heads x head_dim)."""
@@ -221,6 +225,8 @@ class HeadReader:
         keys, values = token.pairs[self.kind]
         if not by_products:
             queries = heads.as_strided((rows, self.queries, 1, width), (self.stride, width, width, 1))
+            if self.reads_long and mask is not None and keys.shape[2] >= LONG:
+                return fused.attended(queries[:, :, 0], keys, values, mask)
             return attend_one(queries, keys, values, mask)
         # The queries that read the same keys, as if they were one head's tokens.
         each = self.each

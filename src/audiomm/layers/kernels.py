@@ -16,6 +16,9 @@ from torch import Tensor
 #: Numbers that a program takes at once where rows need not be seen as a whole.
 _BLOCK = 1024
 
+#: Numbers of keys that a program of attention reads at once, and how many of them keep a large GPU busy.
+_KEPT, _PROGRAMS = 2**13, 256
+
 #: Outputs and inputs of an expert that a program takes at once.
 _OUTPUTS, _INPUTS = 8, 256
 
@@ -160,6 +163,91 @@ def turned(heads: Tensor, firsts: Tensor, seconds: Tensor, eps: float) -> Tensor
         _turned, (rows * sets * groups,), heads, heads, firsts, seconds, result, *strides, given, sets, groups, half,
         eps, BLOCK=triton.next_power_of_2(half), num_warps=1,
     )  # fmt: skip
+    return result
+
+
+@triton.jit
+def _attended(
+    queries, keys, values, mask, result, sizes, query_stride, row_stride, head_stride, slot_stride, mask_stride,
+    groups, slots, span,
+    EACH: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr, COLUMNS: tl.constexpr, SLOTS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """What the queries of one head of keys read of a span of slots, and the largest and the sum of their scores."""
+    place = tl.program_id(0).to(tl.int64)
+    part = tl.program_id(1)
+    row, group = place // groups, place % groups
+    query, column = tl.arange(0, QUERIES), tl.arange(0, COLUMNS)
+    inside = (query[:, None] < EACH) & (column[None, :] < WIDTH)
+    rows = query[:, None] * WIDTH + column[None, :]
+    asked = tl.load(queries + row * query_stride + group * EACH * WIDTH + rows, mask=inside, other=0.0).to(tl.float32)
+    first = row * row_stride + group * head_stride
+    largest = tl.full((QUERIES,), -float("inf"), tl.float32)
+    total = tl.zeros((QUERIES,), tl.float32)
+    read = tl.zeros((QUERIES, COLUMNS), tl.float32)
+    for begin in range(part * span, tl.minimum((part + 1) * span, slots), SLOTS):
+        slot = begin + tl.arange(0, SLOTS)
+        added = tl.load(mask + row * mask_stride + slot, mask=slot < slots, other=-float("inf")).to(tl.float32)
+        # Slots that nothing was written to yet are not read.
+        if tl.max(added, axis=0) > -float("inf"):
+            known = (slot[:, None] < slots) & (column[None, :] < WIDTH)
+            places = first + slot[:, None].to(tl.int64) * slot_stride + column[None, :]
+            key = tl.load(keys + places, mask=known, other=0.0).to(tl.float32)
+            scores = tl.dot(asked, tl.trans(key), input_precision=PRECISION) + added[None, :]
+            new = tl.maximum(largest, tl.max(scores, axis=1))
+            weights = tl.exp(scores - new[:, None])
+            fading = tl.exp(largest - new)
+            value = tl.load(values + places, mask=known, other=0.0).to(tl.float32)
+            read = read * fading[:, None] + tl.dot(weights, value, input_precision=PRECISION)
+            total = total * fading + tl.sum(weights, axis=1)
+            largest = new
+    place = place * tl.num_programs(1) + part
+    tl.store(result + place * EACH * WIDTH + rows, read, mask=inside)
+    sizes += place * EACH * 2 + query * 2
+    tl.store(sizes, largest, mask=query < EACH)
+    tl.store(sizes + 1, total, mask=query < EACH)
+
+
+@triton.jit
+def _joined(parts, sizes, result, count, EACH: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr):
+    """What a query read of all spans."""
+    place = tl.program_id(0).to(tl.int64)
+    first = (place // EACH) * count * EACH + place % EACH
+    column = tl.arange(0, COLUMNS)
+    largest = tl.load(sizes + first * 2)
+    for part in range(1, count):
+        largest = tl.maximum(largest, tl.load(sizes + (first + part * EACH) * 2))
+    total = 0.0
+    read = tl.zeros((COLUMNS,), tl.float32)
+    for part in range(count):
+        each = first + part * EACH
+        share = tl.exp(tl.load(sizes + each * 2) - largest)
+        total += share * tl.load(sizes + each * 2 + 1)
+        read += share * load_row(parts + each * WIDTH, column, WIDTH)
+    tl.store(result + place * WIDTH + column, (read / total).to(result.dtype.element_ty), mask=column < WIDTH)
+
+
+def attended(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    """`fused.attended`, in spans that are read side by side, and joined."""
+    (rows, heads, width), (_, groups, slots, _) = queries.shape, keys.shape
+    each = heads // groups
+    columns = max(triton.next_power_of_2(width), 16)
+    block = max(min(_KEPT // columns, 64), 16)
+    # As many programs as keep a large GPU busy, each with enough to do.
+    count = max(min(triton.cdiv(slots, 4 * block), _PROGRAMS // (rows * groups)), 1)
+    span = triton.cdiv(triton.cdiv(slots, count), block) * block
+    count = triton.cdiv(slots, span)
+    parts = queries.new_empty(rows * groups, count, each, width, dtype=torch.float32)
+    sizes = queries.new_empty(rows * groups, count, each, 2, dtype=torch.float32)
+    result = queries.new_empty(rows, heads * width)
+    launch(
+        _attended, (rows * groups, count), queries, queries, keys, values, mask, parts, sizes, queries.stride(0),
+        *keys.stride()[:3], 0 if len(mask) == 1 else mask.stride(0), groups, slots, span, EACH=each, WIDTH=width,
+        QUERIES=max(triton.next_power_of_2(each), 16), COLUMNS=columns, SLOTS=block,
+        # What was rounded to 16 bits loses nothing there.
+        PRECISION="ieee" if queries.dtype == torch.float32 else "tf32", num_stages=1,
+    )  # fmt: skip
+    launch(_joined, (rows * heads,), queries, parts, sizes, result, count, EACH=each, WIDTH=width, COLUMNS=columns)
     return result
 
 
