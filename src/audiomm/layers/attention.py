@@ -52,7 +52,7 @@ def attend(
         is_causal=mask == CAUSAL if isinstance(mask, str) else False,
         scale=scale,
         enable_gqa=queries.shape[1] != keys.shape[1],
-    ).reshape(shape)
+    ).reshape(*shape[:3], values.shape[-1])
     return _unfold(attended, folds) if folds > 1 else attended
 
 
