@@ -225,7 +225,8 @@ class HeadReader:
         keys, values = token.pairs[self.kind]
         if not by_products:
             queries = heads.as_strided((rows, self.queries, 1, width), (self.stride, width, width, 1))
-            if self.reads_long and mask is not None and keys.shape[2] >= LONG:
+            is_long = self.reads_long and keys.shape[2] >= LONG
+            if is_long and mask is not None and not torch.compiler.is_compiling():
                 return fused.attended(queries[:, :, 0], keys, values, mask)
             return attend_one(queries, keys, values, mask)
         # The queries that read the same keys, as if they were one head's tokens.
