@@ -18,7 +18,7 @@ from .quick import product
 
 #: Up to so many tokens the weights of their experts are gathered instead, where the experts of a token have no more
 #: numbers than this: what is larger is better read in place than copied and read.
-_FEW_TOKENS, _SMALL_EXPERTS = 4, 2**20
+_FEW_TOKENS, _SMALL_EXPERTS = 4, 2**18
 
 #: Up to so many tokens each reads its experts for itself, where there is a kernel for that: they have few in common.
 _FEW_READERS = 16
