@@ -1,4 +1,4 @@
-"""Ask about a picture and a recording, then go on with the conversation.
+"""Ask about a picture and a recording, then go on with the conversation. Pictures need the extra "vision" (Pillow).
 
 python examples/chat_image_audio.py google/gemma-3n-E2B-it --image cat.jpg --audio question.wav
 """

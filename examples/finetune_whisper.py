@@ -6,9 +6,9 @@ python examples/finetune_whisper.py --data spoken_digits --speaker yweweler --ou
 `data` holds a folder for each speaker with single digits, <digit>_<speaker>_<take>.flac, as the Free Spoken Digit
 Dataset does. Five takes of each digit are joined to strings and learnt; strings of the other takes are the test.
 
-The bundled model never heard yweweler: 5.2 % of the digits wrong before, 2.2 % after (all weights), 2.5 or 3.7 % with LoRA
-(on one thread or two, whose sums are rounded otherwise). All weights took 144 s on two threads; LoRA 182 s, or 352 s on
-one busy thread.
+The bundled model never heard yweweler: 5.2 % of the digits wrong before, 2.2 % after (all weights), 2.5 or 3.7 % with
+LoRA (on one thread or two, whose sums are rounded otherwise). All weights took 144 s on two threads; LoRA 182 s, or
+352 s on one busy thread.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ The result is an ordinary Whisper folder (80 mel bins, 30 s windows) for `from_p
 audio, `digit_batches` the lessons, `digit_student` the losses, `digit_scores` the table.
 
 The weights that ship with audiomm were trained further, by `train_commands.py`, from what this script made with
-`--hold-out yweweler`: that is the first of the two commands that reproduce them.
+`--hold-out yweweler`; the model's card lists the commands.
 """
 
 from __future__ import annotations

@@ -139,6 +139,10 @@ def family_of(model_type: str | None, where: str) -> Family:
         return FAMILIES[model_type]
     close = difflib.get_close_matches(str(model_type), FAMILIES, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
+    if model_type is None:
+        hint = (
+            " A checkpoint of another program (faster-whisper, ggml, ...) becomes one of these with `audiomm convert`."
+        )
     raise ConfigError(
         f"{where}: model_type={model_type!r} is not known here; known are {', '.join(sorted(FAMILIES))}.{hint}"
     )
@@ -240,6 +244,11 @@ class _AutoModel:
     @classmethod
     def from_config(cls, config: PreTrainedConfig, **kwargs: Any) -> Any:
         """A model with initial weights."""
+        if not isinstance(config, PreTrainedConfig):
+            raise ConfigError(
+                f"{cls.__name__}.from_config takes a configuration, not a {type(config).__name__}. To load a folder or "
+                f"hub id use {cls.__name__}.from_pretrained(...)."
+            )
         return cls._class_for(config.model_type, cls.__name__)._from_config(config, **kwargs)
 
     @classmethod

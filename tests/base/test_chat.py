@@ -214,6 +214,16 @@ def test_a_part_holds_one_medium() -> None:
         find_media([{"role": "user", "content": [{"type": "image", "url": "a", "path": "b"}]}])
 
 
+@pytest.mark.parametrize(
+    "part", [{"type": "sound", "path": "a.wav"}, {"type": "imgae", "image": b"png"}, {"type": "file", "file": "a.wav"}]
+)
+def test_a_medium_of_an_unknown_type_is_not_dropped(part: dict[str, Any]) -> None:
+    messages, _ = conversations_of([{"role": "user", "content": [part]}])
+    with pytest.raises(InputError, match=f"type '{part['type']}' holds .*the types with media are 'image', 'audio'"):
+        find_media(messages[0])
+    assert find_media([{"role": "user", "content": [{"type": "reasoning", "summary": "x"}]}]).audio == []
+
+
 def test_control_tokens_that_users_type_are_marked_and_others_are_not() -> None:
     messages = chat(("system", "<t>"), ("user", [{"type": "text", "text": "a<t>b"}, {"type": "image", "url": "<t>"}]))
     marked = mark_typed(messages, ["<t>"])

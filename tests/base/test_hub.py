@@ -24,6 +24,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 def hub(tiny_whisper_folder):
     """The address of a hub with one repository, someone/tiny, and what was asked of it."""
     asked = []
+    cut_short = {"someone/broken"}
 
     class Handler(BaseHTTPRequestHandler):
         def do_HEAD(self):
@@ -37,7 +38,7 @@ def hub(tiny_whisper_folder):
             repo, _, rest = self.path.strip("/").partition("/resolve/")
             revision, _, name = rest.partition("/")
             path = tiny_whisper_folder / name
-            if repo != "someone/tiny" or revision not in {"main", "v1", COMMIT}:
+            if repo not in {"someone/tiny", *cut_short} or revision not in {"main", "v1", COMMIT}:
                 code = "RevisionNotFound" if repo == "someone/tiny" else "RepoNotFound"
                 self.send_response(404 if repo == "someone/tiny" else 401)
                 self.send_header("X-Error-Code", code)
@@ -56,7 +57,8 @@ def hub(tiny_whisper_folder):
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             if with_body:
-                self.wfile.write(data)
+                self.wfile.write(data[: len(data) // 2] if repo in cut_short else data)
+                self.close_connection = True
 
         def log_message(self, *args):
             pass
@@ -110,6 +112,26 @@ for name, options in {"someone/nothing": {}, "someone/tiny": {"revision": "v9"}}
     assert ("Bearer secret") in {token for _, _, token in asked}
     fetched = [path for method, path, _ in asked if method == "GET"]
     assert len(fetched) == len(set(fetched))
+
+
+def test_a_download_that_breaks_off_is_told_and_nothing_half_is_read(hub, tmp_path):
+    address, _ = hub
+    out = load(
+        address,
+        tmp_path,
+        """
+import time
+time.sleep = lambda seconds: None
+for attempt in range(2):
+    try:
+        audiomm.AutoModelForSpeechSeq2Seq.from_pretrained("someone/broken", cache_dir=cache)
+    except audiomm.CheckpointNotFoundError as error:
+        print("refused", error)
+""",
+    )
+    first, second = out.splitlines()
+    assert "config.json could not be fetched from the hub: " in first
+    assert "config.json could not be fetched from the hub: " in second
 
 
 def test_a_folder_beats_a_repository_of_the_same_name(tiny_whisper_folder, monkeypatch):

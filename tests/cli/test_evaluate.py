@@ -67,6 +67,22 @@ def test_tables_name_recordings_beside_them(name: str, content: str, tmp_path: P
     assert read_pairs(tmp_path / name) == [(str(tmp_path / "a.wav"), "one"), (str(tmp_path / "sub/b.wav"), "two")]
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "texts"),
+    [
+        ("excel.csv", '\ufeffpath,text\na.wav,"one, two\nthree"\nb.wav,four\n', ["one, two\nthree", "four"]),
+        # Common Voice quotes nothing.
+        ("voices.tsv", 'path\tsentence\na.wav\t"One\nb.wav\ttwo" three\n', ['"One', 'two" three']),
+        ("web.jsonl", '{"path": "a.wav", "text": "one\u2028two"}\n', ["one\u2028two"]),
+    ],
+)
+def test_tables_are_read_as_other_programs_write_them(
+    name: str, content: str, texts: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    assert [text for _, text in read_pairs(tmp_path / name)] == texts
+
+
 def test_a_json_beside_a_recording_holds_its_text(make_wav_file: Any, tmp_path: Path) -> None:
     make_wav_file("x/y/a.wav")
     (tmp_path / "x/y/a.json").write_text('{"text": "one"}')
@@ -91,3 +107,8 @@ def test_what_is_missing_is_named(name: str, content: str, words: str, tmp_path:
     with pytest.raises(InputError, match=words):
         read_pairs(path.parent if name.startswith("clips") else path)
     assert main(["evaluate", "m", str(path.parent if name.startswith("clips") else path)]) == 2
+
+
+def test_a_table_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "m", str(tmp_path / "missing.csv")]) == 2
+    assert "missing.csv: there is no such file or folder" in capsys.readouterr().err

@@ -120,6 +120,20 @@ def test_wrong_usage_is_told(ear: Ear, capsys: pytest.CaptureFixture[str]) -> No
     assert "missing.raw" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("name", "start", "kind"), [("a.raw", b"fLaC", "flac"), ("a.mp3", b"\xff\xfb", "mp3")])
+def test_a_file_that_is_no_bare_samples_is_refused(
+    ear: Ear, name: str, start: bytes, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(start + bytes(3200))
+    assert main(["listen", str(path)]) == 2
+    assert f"{name} is a file of the kind {kind}, not bare samples" in capsys.readouterr().err
+    # Minus one, and other small numbers below zero.
+    path = tmp_path / "quiet.raw"
+    path.write_bytes(b"\xff\xff" * 1600)
+    assert main(["listen", str(path)]) == 0
+
+
 def test_a_model_that_is_asked_listens_too(
     gemma_folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

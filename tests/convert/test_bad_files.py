@@ -404,6 +404,8 @@ def test_what_is_no_known_format_is_said_so(tmp_path: Path, out: Path) -> None:
         convert(path, out, format="onnx")
     with pytest.raises(CheckpointNotFoundError, match="there is no such file"):
         convert(tmp_path / "missing.bin", out, format="ggml")
+    with pytest.raises(CheckpointNotFoundError, match=r"missing.pt': there is no such file"):
+        convert(tmp_path / "missing.pt", out)
     with pytest.raises(CheckpointNotFoundError):
         convert(tmp_path / "missing", out)
 

@@ -262,8 +262,8 @@ def test_an_unknown_keyword_is_refused_with_the_nearest_name(toy, prompts):
     with pytest.raises(GenerationError, match="'zzz' is neither .* check the spelling"):
         toy().generate(prompts, zzz=3)
     assert toy().generate(prompts, zzz=None, past_key_values=None, max_new_tokens=1).shape == (3, 6)
-    with pytest.raises(GenerationError, match="past_key_values cannot be passed"):
-        toy().generate(prompts, past_key_values=3)
+    with pytest.raises(GenerationError, match="cache_position cannot be passed"):
+        toy().generate(prompts, cache_position=3)
 
 
 def test_the_input_given_twice_is_refused(toy, prompts):

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from audiomm.base.errors import AudioDecodeError, AudioLimitError, InputError
+from audiomm.base.errors import AudioDecodeError, AudioFileNotFoundError, AudioLimitError, InputError
 from audiomm.media import load_audio
 from audiomm.media.fetch import FetchLimits, fetch
 
@@ -111,6 +111,13 @@ def test_a_text_file_object_is_refused():
         load_audio(io.StringIO("la la"))
 
 
+def test_a_file_object_that_cannot_be_read_is_told(tmp_path):
+    with open(tmp_path / "new.wav", "wb") as file, pytest.raises(InputError, match="not opened for reading"):
+        load_audio(file)
+    with pytest.raises(InputError, match="is closed or was not opened"):
+        load_audio(file)
+
+
 @pytest.mark.parametrize("uri", ["data:audio/wav,abc", "data:audio/wav;base64", "data:audio/wav;base64,@@@@"])
 def test_a_broken_data_uri_is_told(uri):
     with pytest.raises(AudioDecodeError, match="the data URI"):
@@ -120,3 +127,12 @@ def test_a_broken_data_uri_is_told(uri):
 def test_what_is_no_source_is_a_type_error():
     with pytest.raises(TypeError, match="int is not audio"):
         fetch(5, FetchLimits())
+
+
+def test_long_text_that_is_no_file_is_told_in_a_short_sentence():
+    for text in ("x!" * 5000, "ab/cd" * 200 + "."):
+        with pytest.raises(AudioFileNotFoundError) as raised:
+            load_audio(text)
+        assert len(str(raised.value)) < 400
+    with pytest.raises(AudioLimitError, match="the base64 holds 300 bytes"):
+        load_audio(base64.b64encode(bytes(300)).decode(), max_bytes=10)

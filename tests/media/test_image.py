@@ -44,7 +44,7 @@ def declared(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "form", ["str", "path", "bytes", "bytearray", "file", "data uri", "dict path", "dict bytes", "pil"]
+    "form", ["str", "path", "bytes", "bytearray", "file", "data uri", "base64", "dict path", "dict bytes", "pil"]
 )
 def test_every_form_of_a_file_gives_the_same_pixels(form, tmp_path):
     content = encoded()
@@ -59,6 +59,7 @@ def test_every_form_of_a_file_gives_the_same_pixels(form, tmp_path):
         "bytearray": bytearray(content),
         "file": io.BytesIO(content),
         "data uri": "data:image/png;base64," + base64.b64encode(content).decode(),
+        "base64": base64.b64encode(content).decode(),
         "dict path": {"path": str(path), "bytes": None},
         "dict bytes": {"bytes": content, "path": None},
         "pil": Image.fromarray(PICTURE),

@@ -29,7 +29,9 @@ def loudest_hertz(samples: np.ndarray, rate: int = 16000) -> float:
     return float(np.abs(np.fft.rfft(samples)).argmax() * rate / len(samples))
 
 
-@pytest.mark.parametrize("form", ["str", "path", "bytes", "bytearray", "file", "data uri", "dict path", "dict bytes"])
+@pytest.mark.parametrize(
+    "form", ["str", "path", "bytes", "bytearray", "file", "data uri", "base64", "dict path", "dict bytes"]
+)
 def test_every_form_of_a_file_gives_the_same_samples(form, tone, encode, tmp_path):
     content = encode(tone, subtype="FLOAT")
     path = tmp_path / "tone.wav"
@@ -41,6 +43,7 @@ def test_every_form_of_a_file_gives_the_same_samples(form, tone, encode, tmp_pat
         "bytearray": bytearray(content),
         "file": io.BytesIO(content),
         "data uri": "data:audio/wav;base64," + base64.b64encode(content).decode(),
+        "base64": base64.b64encode(content).decode(),
         "dict path": {"path": str(path), "bytes": None},
         "dict bytes": {"bytes": content, "path": None},
     }
@@ -245,6 +248,11 @@ def test_options_are_checked(tone):
         load_audio(tone, on_truncated="skip")
     with pytest.raises(InputError, match="max_seconds=0"):
         load_audio(tone, max_seconds=0)
+    with pytest.raises(InputError, match="max_seconds='1'"):
+        load_audio(tone, max_seconds="1")
+    for wrong in ("left", 0.5, True):
+        with pytest.raises(InputError, match=f"channel={wrong!r}: a number is needed, 0 is the first"):
+            load_audio(tone, channel=wrong)
 
 
 @pytest.mark.parametrize("container", ["WAV", "FLAC", "OGG", "MP3"])

@@ -52,6 +52,18 @@ def test_the_recordings_are_written_down_word_for_word_at_their_times(
     assert all(begin < end for begin, end in (chunk["timestamp"] for chunk in chunks))
 
 
+@pytest.mark.parametrize("where", ["audiomm/whisper-commands", FOLDER], ids=["name", "folder"])
+def test_a_model_that_drafts_may_be_named(transcribe: AutomaticSpeechRecognitionPipeline, where: Any) -> None:
+    helped = pipeline("automatic-speech-recognition", device="cpu", assistant_model=where)
+    recording = AUDIO / "phone_number.flac"
+    # The five beams that nobody asked for stand back.
+    assert helped(recording) == transcribe(recording, num_beams=1)
+    drafter = helped.call_defaults["assistant_model"]
+    assert transcribe(recording, generate_kwargs={"assistant_model": drafter}) == helped(recording)
+    assert transcribe(recording, prompt_lookup_num_tokens=3) == helped(recording)
+    assert drafter is not helped.model and (drafter.dtype, drafter.device) == (helped.dtype, helped.device)
+
+
 @pytest.mark.parametrize(("seconds", "level"), [(1, 0.0), (12, 0.0), (3, 0.001), (10, 0.05), (20, 0.3)])
 def test_silence_and_noise_give_no_words(
     transcribe: AutomaticSpeechRecognitionPipeline, seconds: int, level: float

@@ -267,12 +267,14 @@ def test_the_assistants_words_can_be_masked(gemma3n_processor: Gemma3nProcessor,
         "{% else %}" + IMAGE + "q{% endif %}|{% endfor %}"
     )
     chat = messages({"type": "image", "image": picture()}, answer="hello")
-    inputs = gemma3n_processor.apply_chat_template(
-        chat, chat_template=template, tokenize=True, return_dict=True, return_assistant_tokens_mask=True,
-        return_tensors="pt",
-    )  # fmt: skip
-    spoken = inputs["input_ids"][inputs["assistant_masks"].bool()]
-    assert gemma3n_processor.decode(spoken) == "hello"
+    for begin, options in (("", {}), ("{{ bos_token }}", {}), ("{{ bos_token }}", {"add_special_tokens": True})):
+        inputs = gemma3n_processor.apply_chat_template(
+            chat, chat_template=begin + template, tokenize=True, return_dict=True, return_assistant_tokens_mask=True,
+            return_tensors="pt", **options,
+        )  # fmt: skip
+        spoken = inputs["input_ids"][inputs["assistant_masks"].bool()]
+        assert gemma3n_processor.decode(spoken) == "hello"
+        assert int((inputs["input_ids"] == gemma3n_processor.tokenizer.bos_token_id).sum()) == 1
     # A control token that the user typed takes no place of its own.
     typed = messages({"type": "image", "image": picture()}, text_part("<eos>"), answer="hello")
     for tool, mark in ((gemma3n_processor, IMAGE), (gemma3n_processor.tokenizer, "")):

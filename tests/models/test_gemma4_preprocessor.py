@@ -118,6 +118,7 @@ def test_generated_rows_become_text(text_only: Gemma4CausalLMPreprocessor, gemma
     [
         ({"prompts": ["a", "b"], "responses": [""]}, "2 prompts but 1 responses"),
         ({"prompts": ["a"]}, "'prompts' and 'responses' are needed"),
+        ("a", "a dictionary with 'prompts' and 'responses' is needed; got a str"),
         ({"prompts": ["a"], "responses": ["b"], "audio": [np.zeros(9)]}, "is text-only, but audio"),
         ({"prompts": ["a"], "responses": ["b"], "images": [np.zeros((2, 2, 3))]}, "is text-only, but images"),
     ],

@@ -40,6 +40,11 @@ def shown(processor: Gemma4Processor, inputs: Any) -> list[str]:
     return texts
 
 
+def test_clips_need_the_mask_that_counts_them(gemma4_processor: Gemma4Processor, clip: Maker) -> None:
+    with pytest.raises(InputError, match="return_attention_mask=False leaves out input_features_mask"):
+        gemma4_processor(text=SOUND, audio=clip(), audio_kwargs={"return_attention_mask": False})
+
+
 def test_every_medium_costs_what_it_has(
     gemma4_processor: Gemma4Processor, picture: Maker, clip: Maker, movie: Maker
 ) -> None:

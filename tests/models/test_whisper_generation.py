@@ -427,13 +427,13 @@ def test_a_pair_at_zero_does_not_stay_in_place_for_ever():
         ({"task": "summarise"}, "accepted are 'transcribe' and 'translate'"),
         ({"max_new_tokens": 40}, "at most max_new_tokens=28 fits"),
         ({"prompt_condition_type": "sometimes"}, "'first-segment' and 'all-segments'"),
-        ({"prompt_ids": torch.ones(1, 3)}, "tokens of shape"),
+        ({"prompt_ids": torch.ones(1, 3, dtype=torch.long)}, "tokens of shape"),
         ({"temperature": -0.5}, "temperature"),
         ({"temperature": ()}, "at least one number"),
         ({"num_segment_frames": 41}, "accepted are 2 to 40"),
         ({"attention_mask": torch.ones(1, 39)}, "frames. = .1, 40. is needed"),
         ({"colour": "red"}, "'colour' is neither"),
-        ({"streamer": object(), "temperature": (0.0, 0.5)}, "cannot take back"),
+        ({"streamer": TextIteratorStreamer(None), "temperature": (0.0, 0.5)}, "cannot take back"),
     ],
 )
 def test_options_that_cannot_be_are_named(whisper, options, message):

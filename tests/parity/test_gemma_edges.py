@@ -64,6 +64,23 @@ def test_hidden_states_of_prompts_are_whole(pair: tuple[Any, Any]) -> None:
 
 
 @torch.no_grad()
+def test_chats_go_on_from_the_cache_of_the_turn_before(pair: tuple[Any, Any]) -> None:
+    """Longer than the window, and from a pass of forward(), too."""
+    call = {"max_new_tokens": 6, "do_sample": False, "return_dict_in_generate": True, "pad_token_id": 0}
+    for rows in (1, 2):
+        written = []
+        for model in pair:
+            ids = tokens(rows, 9)
+            cache = model(ids, use_cache=True).past_key_values
+            for turn in range(3):
+                ids = torch.cat([ids, tokens(rows, 20)[:, 5 * turn :]], dim=1)
+                output = model.generate(ids, attention_mask=torch.ones_like(ids), past_key_values=cache, **call)
+                ids, cache = output.sequences, output.past_key_values
+            written.append(ids)
+        assert torch.equal(*written)
+
+
+@torch.no_grad()
 def test_padding_is_learned_unless_labels_say_otherwise(reference: Any, golden: Path) -> None:
     folder, ids = golden / "gemma4" / "multimodal" / "checkpoint", tokens()
     mask = torch.ones_like(ids)

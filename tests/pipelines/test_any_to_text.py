@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from audiomm.base.errors import AudiommError, InputError
-from audiomm.pipelines import AnyToTextPipeline, ImageTextToTextPipeline, TextGenerationPipeline, pipeline
+from audiomm.pipelines import (
+    AnyToTextPipeline,
+    ImageTextToTextPipeline,
+    TextGenerationPipeline,
+    any_to_text,
+    pipeline,
+    prompted_recognition,
+)
 
 GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 5}
 
@@ -239,6 +247,19 @@ def test_an_assistant_model_changes_no_answer(pipes, gemma_folders, family) -> N
     assert helped("hello", **GREEDY) == pipe("hello", **GREEDY)
 
 
+def test_a_model_that_drafts_is_read_where_it_is_named(pipes, gemma_folders, family, monkeypatch) -> None:
+    pipe = pipes["text-generation"]
+    asked = []
+    loader = SimpleNamespace(from_pretrained=lambda name, **options: asked.append((name, options)) or pipe.model)
+    for module, task in ((any_to_text, "text-generation"), (prompted_recognition, "automatic-speech-recognition")):
+        monkeypatch.setattr(module, "AutoModelForCausalLM", loader)
+        helped = pipeline(
+            task, model=pipe.model, processor=pipe.processor, device="cpu", assistant_model="someone/drafter"
+        )
+        assert asked.pop() == ("someone/drafter", {"dtype": pipe.dtype, "device": pipe.device})
+        assert helped.call_defaults["assistant_model"] is pipe.model
+
+
 def test_an_answer_streams_in_pieces_and_stops_when_nobody_listens(pipes) -> None:
     pipe = pipes["any-to-any"]
     expected = pipe("hello", return_full_text=False, do_sample=False, max_new_tokens=30)[0]["generated_text"]
@@ -293,6 +314,7 @@ def test_thoughts_and_tool_calls_of_an_answer_are_told_apart(gemma_folders, monk
         (("a",), {"batch_size": 0}, r"batch_size=0: a whole number of at least 1"),
         (("a",), {"generation_mode": "audio"}, r"generation_mode='audio': .* writes 'text' only"),
         (("a",), {"handle_long_generation": "hole"}, r"prompts are never cut silently"),
+        (("a",), {"generate_kwargs": "german"}, "generate_kwargs is a str; a dict"),
         (("a",), {"top_k": 2, "generate_kwargs": {"top_k": 3}}, r"top_k: passed both in generate_kwargs and directly"),
     ],
 )

@@ -151,6 +151,15 @@ def test_save_pretrained_saves_every_part(parts: dict[str, Any], tmp_path: Path)
         ({"dtype": "int8"}, "dtype='int8'"),
         ({"batch_size": 2.5}, "batch_size=2.5"),
         ({"return_timestamps": "char"}, "no times for characters"),
+        ({"task": 3}, "task=3: The tasks are"),
+        ({"tokenizer": object()}, "tokenizer is a object, not that of a"),
+        ({"feature_extractor": object()}, "feature_extractor is a object, not that of a"),
+        ({"device": 1.5}, "device=1.5: expected 'cpu'"),
+        ({"model": torch.nn.Linear}, "model=<class .*a folder, a hub id or a loaded model is needed"),
+        ({"model": 3}, "model=3: a folder, a hub id or a loaded model"),
+        ({"model_kwargs": "float16"}, "model_kwargs is a str; a dict"),
+        ({"generate_kwargs": "german"}, "generate_kwargs is a str; a dict of options"),
+        ({"generate_kwargs": {"generation_config": {}}}, "generation_config is a dict; a GenerationConfig"),
     ],
 )
 def test_what_cannot_be_is_refused(parts: dict[str, Any], arguments: dict[str, Any], words: str) -> None:

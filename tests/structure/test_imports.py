@@ -48,7 +48,10 @@ def test_the_configuration_of_a_model_needs_no_tokenizer_and_no_audio_library() 
 
 def test_using_all_public_names_never_loads_optional_libraries() -> None:
     code = "import audiomm\nfor name in audiomm.__all__: getattr(audiomm, name)"
-    loaded = set(modules_after(code)["modules"])
+    # The compiler of torch takes seconds to import.
+    found = modules_after(f"{code}\nstatus = int('torch._dynamo' in sys.modules)")
+    loaded = set(found["modules"])
+    assert found["status"] == 0
     assert "torch" in loaded
     assert not {"transformers", "PIL", "av", "tensorflow", "jax", "flax"} & loaded
 

@@ -115,6 +115,15 @@ def test_bf16_trains_and_gives_the_model_back_as_it_came(make_trainer: Any, loss
     assert not {"forward", "_original_forward"} & set(vars(mixed.model))
 
 
+def test_float16_weights_are_warned_of_unless_they_are_frozen(make_trainer: Any, make_model: Any, caplog: Any) -> None:
+    adapted = audiomm.add_lora(make_model().half(), audiomm.LoraConfig(target_modules=["q_proj"]))
+    assert {value.dtype for value in adapted.parameters() if value.requires_grad} == {torch.float32}
+    for model, is_told in ((adapted, False), (make_model().half(), True)):
+        caplog.clear()
+        make_trainer(model=model, max_steps=0, num_train_epochs=0).train()
+        assert ("the weights to be trained are float16" in caplog.text) is is_told
+
+
 def test_a_second_run_starts_anew(make_trainer: Any, losses: Any) -> None:
     trainer = make_trainer(max_steps=3)
     trainer.train()
@@ -540,9 +549,11 @@ def test_a_progress_bar_goes_to_stderr(make_trainer: Any, capsys: Any) -> None:
 def test_what_goes_to_the_hub_is_the_model_without_its_checkpoints(make_trainer: Any, monkeypatch: Any) -> None:
     trainer = make_trainer("my-model", max_steps=2, save_strategy="steps", save_steps=1, push_to_hub=True)
     sent: list[Any] = []
+    cards: list[str] = []
 
     def push(name: str, *, folder: Path, **options: Any) -> str:
         sent.append((name, options["commit_message"], sorted(path.name for path in folder.iterdir())))
+        cards.extend(path.read_text() for path in folder.glob("README.md"))
         return "https://hub"
 
     monkeypatch.setattr(trainer.model, "push_to_hub", push)
@@ -550,6 +561,14 @@ def test_what_goes_to_the_hub_is_the_model_without_its_checkpoints(make_trainer:
     files = ["config.json", "generation_config.json", "model.safetensors"]
     progress = [("my-model", f"Training in progress, step {step}", files) for step in (1, 2)]
     assert sent == [*progress, ("my-model", "End of training", files)]
+    # As the guides of transformers end.
+    card = {"language": "es", "finetuned_from": "openai/whisper-small", "tasks": "automatic-speech-recognition"}
+    trainer.push_to_hub(**card, model_name="Mine", dataset="Common Voice", tags="speech", blocking=False)
+    assert sent[-1] == ("my-model", "End of training", ["README.md", *files])
+    assert "base_model: openai/whisper-small\nlanguage: es\npipeline_tag: automatic-speech-recognition" in cards[-1]
+    assert cards[-1].endswith("# Mine\n\nFine-tuned from: openai/whisper-small\n\nData: Common Voice\n\n")
+    with pytest.raises(TypeError, match="langauge"):
+        trainer.push_to_hub(langauge="es")
     assert not (Path(trainer.args.output_dir) / ".upload").exists()
 
 

@@ -29,6 +29,8 @@ _SOURCES = {
     "audio": ("audio", "url", "path", "base64"),
     "video": ("video", "url", "path"),
 }
+#: Keys that show that a part is meant to hold a medium.
+_MEDIA_KEYS = ("image", "audio", "video", "url", "path", "base64", "file", "array")
 #: Types of parts in other interfaces and what they are called here.
 _ALIASES = {
     "image_url": "image",
@@ -132,13 +134,18 @@ def find_media(messages: Sequence[Mapping[str, Any]]) -> Media:
     """The images, clips and videos in one conversation, in reading order. A part without any is left to the caller.
 
     Raises:
-        InputError: A part holds its medium twice ("url" and "path").
+        InputError: A part holds its medium twice ("url" and "path"), or is of a type that would be dropped.
     """
     found = Media()
     for number, message in enumerate(messages):
         content = message.get("content")
         for part in content if isinstance(content, list) else ():
             kind = part["type"]
+            if kind not in _SOURCES and any(part.get(name) is not None for name in _MEDIA_KEYS):
+                raise InputError(
+                    f"message {number}: a part of type {kind!r} holds {', '.join(map(repr, part))}, which no template "
+                    f"shows: the types with media are {', '.join(map(repr, _SOURCES))}."
+                )
             held = [name for name in _SOURCES.get(kind, ()) if part.get(name) is not None]
             if len(held) > 1:
                 raise InputError(f"message {number}: a part of type {kind!r} holds {' and '.join(held)}; pass one.")

@@ -36,6 +36,8 @@ _RUNTIME_KEYS = (
 
 ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager")
 
+_EXAMPLES = {"id2label": {0: "yes", 1: "no"}, "label2id": {"yes": 0, "no": 1}}
+
 # Fields that every configuration has and few set: files leave them out where they hold these values.
 _UNSET = {
     "architectures": None,
@@ -147,8 +149,15 @@ class PreTrainedConfig:
     # ------------------------------------------------------------------ labels
 
     def _set_labels(self, count: int | None) -> None:
+        if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+            raise ConfigError(f"num_labels={count!r}: a whole number of at least 1 is needed.")
+        for name in ("id2label", "label2id"):
+            if not isinstance(getattr(self, name), dict | None):
+                raise ConfigError(f"{name}={str(getattr(self, name))[:60]}: a dict is needed, like {_EXAMPLES[name]}.")
         if self.id2label:
             self.id2label = {int(index): label for index, label in self.id2label.items()}
+            if count is not None and count != len(self.id2label):
+                raise ConfigError(f"num_labels={count}, but id2label names {len(self.id2label)}: pass one of the two.")
         else:
             self.id2label = {index: f"LABEL_{index}" for index in range(2 if count is None else count)}
         if self.label2id is None:
@@ -236,6 +245,12 @@ class PreTrainedConfig:
         With `return_unused_kwargs` those kwargs that name no field come back beside it instead of being set.
         """
         values = {name: value for name, value in copy.deepcopy(config_dict).items() if name not in _RUNTIME_KEYS}
+        labels = values.get("id2label")
+        if labels:
+            values.pop("num_labels", None)
+        is_renumbered = kwargs.get("num_labels") not in (None, len(labels) if isinstance(labels, dict) else 0)
+        if is_renumbered or "id2label" in kwargs:
+            values = {name: value for name, value in values.items() if name not in ("id2label", "label2id")}
         for name in cls.sub_configs:
             if isinstance(values.get(name), dict) and isinstance(kwargs.get(name), dict):
                 kwargs[name] = values[name] | kwargs[name]
@@ -277,7 +292,8 @@ class PreTrainedConfig:
         """The content of config.json, removing the hub's options from `kwargs`."""
         source = Source.take(name_or_path, kwargs)
         path = Path(name_or_path)
-        return read_json(path if path.is_file() else source.require(CONFIG_NAME))
+        is_config = path.suffix == ".json" and path.is_file()
+        return read_json(path if is_config else source.require(CONFIG_NAME))
 
     @classmethod
     def from_json_file(cls, json_file: str | os.PathLike[str]) -> Any:

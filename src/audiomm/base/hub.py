@@ -48,6 +48,10 @@ class Source:
     @classmethod
     def take(cls, name: str | os.PathLike[str], kwargs: dict[str, Any]) -> Source:
         """Make a source from `name`, removing the hub's options from `kwargs`."""
+        if not isinstance(name, str | os.PathLike):
+            raise CheckpointNotFoundError(
+                f"{type(name).__name__} is no place to load from: pass a folder or a hub id like 'openai/whisper-tiny'."
+            )
         options = {option: kwargs.pop(option) for option in _OPTIONS if option in kwargs}
         return cls(name, **{option: value for option, value in options.items() if value is not None})
 
@@ -105,7 +109,7 @@ class Source:
             raise CheckpointNotFoundError(
                 f"{str(self.name)!r} is not a local folder, is not in the download cache, and the hub cannot be "
                 f"reached ({'local_files_only=True' if self.local_files_only else 'offline'}). Check the spelling "
-                "and the connection, or pass a local folder."
+                f"and the connection, or pass a local folder.{self._owner_hint()}"
             ) from error
         except (
             errors.RepositoryNotFoundError,
@@ -116,12 +120,18 @@ class Source:
             raise CheckpointNotFoundError(
                 f"{str(self.name)!r} (revision {self.revision or 'main'}) cannot be read from the hub: it is neither a "
                 "local folder nor a repository open to you. Check the spelling; a private or gated one needs token=."
+                f"{self._owner_hint()}"
             ) from error
         except errors.EntryNotFoundError:
             return None
-        except (errors.OfflineModeIsEnabled, OSError) as error:
+        except Exception as error:
+            # Besides its own errors and those of the system it lets those of the library for HTTP through.
+            from_http = type(error).__module__.startswith(("httpx", "requests"))
+            if not (from_http or isinstance(error, errors.OfflineModeIsEnabled | OSError)):
+                raise
             raise CheckpointNotFoundError(
-                f"{str(self.name)!r} is not a local folder and the hub cannot be reached: {error}"
+                f"{str(self.name)!r} is not a local folder, and {filename} could not be fetched from the hub: {error}. "
+                "Try again: what has come is kept."
             ) from error
 
     def require(self, filename: str) -> Path:
@@ -133,8 +143,16 @@ class Source:
         path = self.find(filename)
         if path is None:
             where = f"{self.name}/{self.subfolder}" if self.subfolder else str(self.name)
+            if filename == "config.json" and self.find("adapter_config.json") is not None:
+                raise CheckpointNotFoundError(
+                    f"{where!r} holds an adapter and no model: load the model it was made for, then "
+                    f"load_lora(model, {str(self.name)!r})."
+                )
             raise CheckpointNotFoundError(f"{where!r} holds no {filename}; is it a model's folder or hub id?")
         return path
+
+    def _owner_hint(self) -> str:
+        return "" if "/" in str(self.name) else " A hub id begins with its owner, like 'openai/whisper-large-v3'."
 
     def _is_cached(self) -> bool:
         """True when the download cache holds this repository's config, so that a missing file is really absent."""
@@ -163,10 +181,21 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path} is not readable JSON: {str(error)[:200]}") from error
+        raise ConfigError(f"{path} is not readable JSON: {pointer_hint(path) or str(error)[:200]}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds a JSON {type(content).__name__}, but an object {{...}} is needed.")
     return content
+
+
+def pointer_hint(path: str | os.PathLike[str]) -> str:
+    """What to do where git has left its pointer in the place of a large file; "" for any other file."""
+    with open(path, "rb") as file:
+        is_pointer = file.read(40).startswith(b"version https://git-lfs")
+    return (
+        "it is a pointer of Git LFS to the file. Run `git lfs pull` in its folder, or download it."
+        if is_pointer
+        else ""
+    )
 
 
 def write_json(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
@@ -182,11 +211,13 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
     Raises:
         SaveError: `path` is a file, or cannot be made.
     """
+    if not isinstance(path, str | os.PathLike) or not str(path):
+        raise SaveError(f"cannot save to {path!r}: the path of a folder is needed.")
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SaveError(f"cannot save to {str(path)!r}: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        raise SaveError(f"cannot save to {str(path)!r}: {getattr(error, 'strerror', None) or error}") from error
     return folder
 
 

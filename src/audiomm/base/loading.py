@@ -167,7 +167,7 @@ def _is_finite(tensor: Tensor) -> bool:
     """Whether no value is NaN or infinite. Both show in the extremes, which take one pass and no copy of the tensor."""
     if not tensor.numel():
         return True
-    low, high = tensor.aminmax()
+    low, high = (tensor if tensor.element_size() > 1 else tensor.float()).aminmax()
     return bool(torch.isfinite(low) & torch.isfinite(high))
 
 

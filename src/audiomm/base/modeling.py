@@ -187,6 +187,8 @@ class PreTrainedModel(nn.Module):
         refuse_quantised(self, "given another vocabulary")
         old = self.get_input_embeddings()
         rows = old.num_embeddings if new_num_tokens is None else new_num_tokens
+        if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
+            raise ConfigError(f"new_num_tokens={rows!r}: a whole number of at least 1 is needed, like len(tokenizer).")
         if pad_to_multiple_of:
             rows = -(-rows // pad_to_multiple_of) * pad_to_multiple_of
         table = nn.Embedding(rows, old.embedding_dim, old.padding_idx, device="meta")
@@ -410,9 +412,17 @@ class PreTrainedModel(nn.Module):
         if not is_main_process:
             return
         folder = make_folder(save_directory)
-        weights = self.state_dict() if state_dict is None else dict(state_dict)
+        weights = self._weights_to_save() if state_dict is None else dict(state_dict)
         for name in self.active_ties():
             weights.pop(name, None)
+        strange = next(
+            (name for name, value in weights.items() if not isinstance(value, Tensor) or value.is_meta), None
+        )
+        if strange is not None:
+            raise SaveError(
+                f"{strange} cannot be saved: it is {type(weights[strange]).__name__} without values in memory. A model "
+                "on the meta device, or spread over disks or processes, is gathered first: pass state_dict=."
+            )
         config = self.config.copy()
         config.architectures = [type(self).__name__]
         config.dtype = str(self.dtype).removeprefix("torch.")
@@ -422,6 +432,24 @@ class PreTrainedModel(nn.Module):
             config.save_pretrained(stage)
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", folder.name), folder=folder, **kwargs)
+
+    def _weights_to_save(self) -> dict[str, Tensor]:
+        """The weights by name.
+
+        Raises:
+            SaveError: Weights that are one in the file are two in the model.
+        """
+        weights: dict[str, Tensor] = self.state_dict()
+        for name, source in self.active_ties().items():
+            one, other = weights.get(name), weights.get(source)
+            if one is None or other is None or one.is_meta or one.data_ptr() == other.data_ptr():
+                continue
+            if one.shape != other.shape or not torch.equal(one.to(other.device), other):
+                raise SaveError(
+                    f"{name} and {source} hold different values, but config.tie_word_embeddings=True says that they "
+                    "are one: a file would lose one of them. Set it to False to keep both, or call tie_weights()."
+                )
+        return weights
 
     def push_to_hub(
         self,

@@ -8,9 +8,27 @@ from typing import Any
 import torch
 from torch import nn
 
-from .errors import ConfigError
+from .errors import ConfigError, InputError
 
 _AUTOMATIC = ("auto", "balanced", "balanced_low_0", "sequential")
+
+
+def as_device(device: int | str | torch.device) -> torch.device:
+    """The device of this machine that a number (-1 is the CPU) or a name means.
+
+    Raises:
+        InputError: There is none.
+    """
+    if isinstance(device, int):
+        device = "cpu" if device < 0 else f"cuda:{device}"
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise InputError(f"device={device!r}: expected 'cpu', 'cuda', 'cuda:1', 'mps' or a number.") from error
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise InputError(f"device={str(found)!r}: this machine has {count} CUDA devices; device='cpu' always works.")
+    return found
 
 
 def plan_devices(
@@ -31,13 +49,14 @@ def plan_devices(
 
     Raises:
         ConfigError: Both were given, or the map leaves out a part of the model.
+        InputError: There is no such device here.
     """
     if device_map is not None and device is not None:
         raise ConfigError(f"device={device!r} and device_map={device_map!r} exclude each other: pass one of them.")
     if device_map is None:
-        return {"": torch.device("cpu" if device is None else device)}
+        return {"": as_device("cpu" if device is None else device)}
     if isinstance(device_map, str | int | torch.device) and device_map not in _AUTOMATIC:
-        return {"": torch.device(f"cuda:{device_map}" if isinstance(device_map, int) else device_map)}
+        return {"": as_device(device_map)}
     if isinstance(device_map, dict):
         uncovered = [name for name, _ in model.named_parameters() if not _covers(device_map, name)]
         if uncovered:

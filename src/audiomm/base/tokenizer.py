@@ -149,7 +149,7 @@ class PreTrainedTokenizer(ChatTemplates):
         Raises:
             SaveError: The folder cannot be written.
         """
-        return tuple(write_tokenizer(str(save_directory), self._tokenizer, self._settings()))
+        return tuple(write_tokenizer(save_directory, self._tokenizer, self._settings()))
 
     def _settings(self) -> dict[str, Any]:
         """The content of tokenizer_config.json; None removes a setting."""

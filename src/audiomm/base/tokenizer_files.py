@@ -7,6 +7,7 @@ tokenizer_config.json the settings; special_tokens_map.json and added_tokens.jso
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
 from .errors import ConfigError
-from .hub import Source, atomic_write, make_folder, read_json, write_json
+from .hub import Source, atomic_write, make_folder, pointer_hint, read_json, write_json
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
@@ -80,7 +81,7 @@ def read_backend(path: Path | str) -> Tokenizer:
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception for whatever is wrong inside
-        raise ConfigError(f"{path} is not a readable tokenizer: {str(error)[:200]}") from error
+        raise ConfigError(f"{path} is not a readable tokenizer: {pointer_hint(path) or str(error)[:200]}") from error
 
 
 def byte_level_bpe(vocab: str | dict[str, int], merges: str | list[Any], add_prefix_space: bool) -> Tokenizer:
@@ -102,7 +103,7 @@ def byte_level_bpe(vocab: str | dict[str, int], merges: str | list[Any], add_pre
     return backend
 
 
-def write_tokenizer(folder: str | Path, backend: Tokenizer, settings: dict[str, Any]) -> list[str]:
+def write_tokenizer(folder: str | os.PathLike[str], backend: Tokenizer, settings: dict[str, Any]) -> list[str]:
     """Write tokenizer.json, tokenizer_config.json and chat templates, the default one to chat_template.jinja.
 
     Raises:

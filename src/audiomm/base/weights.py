@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .errors import CheckpointNotFoundError, CorruptCheckpointError, MissingShardError, SaveError, UnsafeCheckpointError
-from .hub import Source, atomic_write, read_json, write_json
+from .hub import Source, atomic_write, pointer_hint, read_json, write_json
 from .staging import check_space
 
 WEIGHTS_NAME = "model.safetensors"
@@ -132,7 +132,7 @@ def _read_sharded(source: Source, index_path: Path) -> Checkpoint:
     missing = [name for name, path in found.items() if path is None]
     if missing:
         raise MissingShardError(
-            f"{len(missing)} of {len(shards)} weight files of {str(source.name)!r} are missing: {', '.join(missing)}. "
+            f"{len(missing)} of {len(shards)} weight files of {str(source.name)!r} are missing: {_some(missing)}. "
             "The download may be cut short; fetch these files again."
         )
     checkpoint = _read_headers(str(source.name), {name: path for name, path in found.items() if path is not None})
@@ -167,10 +167,8 @@ def _open(path: Path) -> safe_open:
         return safe_open(path, framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:
         size = path.stat().st_size
-        raise CorruptCheckpointError(
-            f"{path} ({size:,} bytes) is not a whole safetensors file: {error}. The download may be cut short; delete "
-            "the file and fetch it again."
-        ) from error
+        hint = pointer_hint(path) or f"{error}. The download may be cut short; delete the file and fetch it again."
+        raise CorruptCheckpointError(f"{path} ({size:,} bytes) is not a whole safetensors file: {hint}") from error
 
 
 def _refuse_duplicate_names(path: Path) -> None:
@@ -255,23 +253,23 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 
 def parse_size(size: int | str) -> int:
     """Bytes of "5GB", "200MB", "1GiB" or a number."""
-    if isinstance(size, int):
+    if isinstance(size, int) and size > 0:
         return size
     binary = {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
     units = {**binary, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "B": 1}
-    text = size.strip().upper()
+    text = str(size).strip().upper() if isinstance(size, str) else ""
     for unit, factor in units.items():
         number = text.removesuffix(unit)
-        if number != text and number.replace(".", "", 1).isdigit():
+        if number != text and number.replace(".", "", 1).isdigit() and float(number) * factor >= 1:
             return int(float(number) * factor)
-    raise SaveError(f"max_shard_size={size!r}: accepted are a number of bytes and texts like '5GB' or '200MB'.")
+    raise SaveError(f"max_shard_size={size!r}: accepted are a number of bytes above 0 and texts like '5GB' or '200MB'.")
 
 
 def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     """A torch type from its name ("bfloat16"), or None for None."""
-    if dtype is None or isinstance(dtype, torch.dtype):
-        return dtype
-    found = getattr(torch, str(dtype).removeprefix("torch."), None)
+    if dtype is None:
+        return None
+    found = dtype if isinstance(dtype, torch.dtype) else getattr(torch, str(dtype).removeprefix("torch."), None)
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise TypeError(f"dtype={dtype!r}: accepted are float32, bfloat16, float16, float64, 'auto' and None.")
     return found

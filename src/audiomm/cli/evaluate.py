@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import io
 import json
 import logging
 import sys
@@ -74,6 +75,8 @@ def read_pairs(data: Path) -> list[tuple[str, str]]:
     Raises:
         InputError: There is nothing, or a text is missing.
     """
+    if not data.exists():
+        raise InputError(f"{data}: there is no such file or folder.")
     if data.is_dir():
         pairs = list(_beside(data))
     elif data.suffix in (".jsonl", ".json", ".tsv", ".csv"):
@@ -99,12 +102,14 @@ def _beside(folder: Path) -> Iterable[tuple[str, str]]:
 
 def _from_table(file: Path) -> Iterable[tuple[str, str]]:
     """Rows of a table; paths are relative to it."""
-    content = file.read_text(encoding="utf-8")
-    if file.suffix in (".tsv", ".csv"):
-        delimiter = "\t" if file.suffix == ".tsv" else ","
-        rows: list[Any] = list(csv.DictReader(content.splitlines(), delimiter=delimiter))
+    content = file.read_text(encoding="utf-8-sig")
+    if file.suffix == ".csv":
+        rows: list[Any] = list(csv.DictReader(io.StringIO(content)))
+    elif file.suffix == ".tsv":
+        # Common Voice quotes nothing, and has sentences that begin with a quotation mark.
+        rows = list(csv.DictReader(io.StringIO(content), delimiter="\t", quoting=csv.QUOTE_NONE))
     else:
-        lines = content.splitlines()
+        lines = content.split("\n")
         rows = [_parsed(line, f"{file}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
     for number, row in enumerate(rows, 1):
         where = f"{file}, row {number}"

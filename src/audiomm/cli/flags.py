@@ -105,7 +105,8 @@ def _add_model(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--model",
         default=DEFAULT_MODEL,
-        help="a folder, a hub id like openai/whisper-large-v3-turbo, or OpenAI's short name of one, like turbo",
+        help="a folder, a hub id like openai/whisper-large-v3-turbo, or OpenAI's short name of one, like turbo; "
+        f"{DEFAULT_MODEL} when left out, which comes with the package and knows numbers and some commands",
     )
     _add_loading(command)
 

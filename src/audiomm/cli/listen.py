@@ -6,10 +6,12 @@ import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from ..media.containers import sniff
 from ..media.microphone import microphone
 from ..media.resample import check_rate
 from ..pipelines.live import LiveTranscriber
@@ -63,6 +65,11 @@ def _chunks(arguments: argparse.Namespace, stack: ExitStack) -> Iterator[Any]:
         return microphone(arguments.rate, BLOCK_SECONDS, int(device) if device and device.isdecimal() else device)
     if arguments.source == "-":
         return samples_of(sys.stdin.buffer, arguments.rate)
+    path = Path(arguments.source)
+    kind = sniff(path).name if path.is_file() else ""
+    # Samples, too, may begin like the last two.
+    if kind and (kind not in ("mp3", "aac") or path.suffix.lower() == f".{kind}"):
+        arguments.usage_error(f"{path} is a file of the kind {kind}, not bare samples: audiomm transcribe reads it")
     return samples_of(stack.enter_context(open(arguments.source, "rb")), arguments.rate)
 
 

@@ -118,6 +118,8 @@ def _format_of(path: Path, source: str | os.PathLike[str]) -> str:
             f"{path} begins with {start!r}, which is no format known here. Say which it is with format= (--format): "
             f"{', '.join(FORMATS)}."
         )
+    if path.suffix in (".pt", ".bin") and not path.is_dir():
+        raise CheckpointNotFoundError(f"{str(source)!r}: there is no such file.")
     folder = Source(source)
     found = next((form for filename, form in _SIGNS.items() if folder.find(filename) is not None), None)
     if found is None:

@@ -19,6 +19,7 @@ import torch
 
 from ..base.errors import CheckpointNotFoundError, ConfigError, InputError, SampleRateError
 from ..base.hub import Source, make_folder, read_json, write_json
+from ..base.placement import as_device
 from ..media.audio import load_audio
 from ..media.samples import as_waveforms
 
@@ -281,14 +282,14 @@ class SequenceFeatureExtractor(FeatureExtractionMixin):
             )
         elif sampling_rate != self.sampling_rate:
             raise SampleRateError(
-                f"sampling_rate={sampling_rate}: {type(self).__name__} needs {self.sampling_rate} Hz. Resample "
+                f"sampling_rate={sampling_rate!r}: {type(self).__name__} needs {self.sampling_rate} Hz. Resample "
                 f"with audiomm.media.load_audio({{'array': clip, 'sampling_rate': {sampling_rate}}}, "
                 f"{self.sampling_rate})."
             )
 
     def read_clips(self, raw_speech: Any, device: str | torch.device | None = None) -> list[torch.Tensor]:
         """Clips of any accepted form as float32 (samples,) tensors; see `audiomm.media.samples.as_waveforms`."""
-        return as_waveforms(raw_speech, device)
+        return as_waveforms(raw_speech, None if device is None else as_device(device))
 
     def read_recording(self, recording: Any) -> np.ndarray:
         """One recording (samples, a path, bytes or a dict, as `load_audio` takes it) as samples at this rate."""
@@ -332,6 +333,16 @@ class SequenceFeatureExtractor(FeatureExtractionMixin):
             return kept, list(kept)
         target = limit if strategy == "max_length" else -(-max(kept) // multiple) * multiple
         return kept, [max(length, target) for length in kept]
+
+    def tell_what_is_cut(self, lengths: Sequence[int], kept: Sequence[int]) -> None:
+        """Warn for each clip of which fewer samples are kept than it has."""
+        for place, (length, used) in enumerate(zip(lengths, kept, strict=True)):
+            if used < length:
+                logger.warning(
+                    "clip %d has %d samples (%.2f s) and is cut to max_length: only the first %d (%.2f s) are heard. "
+                    "Pass truncation=False or a larger max_length, or cut the recording into several clips.",
+                    place, length, length / self.sampling_rate, used, used / self.sampling_rate,
+                )  # fmt: skip
 
     def pad(
         self,

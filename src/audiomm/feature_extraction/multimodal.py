@@ -218,6 +218,8 @@ class MultimodalProcessor(ProcessorMixin):
             InputError: There is neither text nor media.
             TypeError: Something is not text.
         """
+        if text is not None and not hasattr(text, "__iter__"):
+            raise TypeError(f"text must be a string or a list of strings, not {type(text).__name__}.")
         if text is not None and text != []:
             texts = [text] if isinstance(text, str) else list(text)
             for number, item in enumerate(texts):
@@ -298,7 +300,11 @@ class MultimodalProcessor(ProcessorMixin):
         tokenizer = self.tokenizer
         begin = tokenizer.bos_token
         if begin is not None and options.get("add_special_tokens", True) and tokenizer.num_special_tokens_to_add():
-            texts = [text.removeprefix(begin) for text in texts]
+            if all(text.startswith(begin) for text in texts):
+                # Texts that stay as they are keep the places in them right.
+                options = {**options, "add_special_tokens": False}
+            else:
+                texts = [text.removeprefix(begin) for text in texts]
         return tokenizer(texts, **options)
 
     def _check_kept(self, texts: list[str], rows: list[list[int]]) -> None:

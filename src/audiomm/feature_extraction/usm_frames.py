@@ -252,16 +252,6 @@ class UsmFeatureExtractor(SequenceFeatureExtractor):
             return BatchFeature({name: [row.cpu().numpy() for row in value] for name, value in batch.items()})
         return BatchFeature(batch, tensor_type=return_tensors)
 
-    def tell_what_is_cut(self, lengths: Sequence[int], kept: Sequence[int]) -> None:
-        """Warn for each clip of which fewer samples are kept than it has."""
-        for place, (length, used) in enumerate(zip(lengths, kept, strict=True)):
-            if used < length:
-                logger.warning(
-                    "clip %d has %d samples (%.2f s) and is cut to max_length: only the first %d (%.2f s) are heard. "
-                    "Pass truncation=False or a larger max_length, or cut the recording into several clips.",
-                    place, length, length / self.sampling_rate, used, used / self.sampling_rate,
-                )  # fmt: skip
-
     def _place(self, clip: Tensor, kept: int, padded: int, alone: int, where: str) -> _Place:
         """Where a clip lies that is padded to `padded` samples, and to `alone` without the others."""
         from_left = self.padding_side == "left"

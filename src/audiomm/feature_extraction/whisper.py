@@ -100,7 +100,7 @@ class WhisperFeatureExtractor(SequenceFeatureExtractor):
         Args:
             raw_speech: One mono clip (array, tensor, list of numbers), or a batch: a list of clips, or a 2-D array
                 (clips, samples). Integers are scaled by their type.
-            truncation: Cut clips at `max_length`.
+            truncation: Cut clips at `max_length`, with a warning that says what is lost.
             pad_to_multiple_of: Round padded lengths, in samples, up to a multiple of this.
             return_tensors: "pt", "np", or None (numpy, one array, or a list of arrays when frames differ).
             return_attention_mask: Add the mask of real frames; None follows the setting.
@@ -133,9 +133,11 @@ class WhisperFeatureExtractor(SequenceFeatureExtractor):
         if not clips or any(clip.shape[0] == 0 for clip in clips):
             row = next((row for row, clip in enumerate(clips) if clip.shape[0] == 0), 0)
             raise EmptyAudioError(f"clip {row} of {len(clips)} has no samples; at least 1 is needed.")
+        whole = [clip.shape[0] for clip in clips]
         lengths, padded = self.padded_lengths(
-            [clip.shape[0] for clip in clips], padding, max_length or self.n_samples, truncation, pad_to_multiple_of
+            whole, padding, max_length or self.n_samples, truncation, pad_to_multiple_of
         )
+        self.tell_what_is_cut(whole, lengths)
         clips = [clip[:length] for clip, length in zip(clips, lengths, strict=True)]
         if do_normalize:
             clips = [_normalized(clip) for clip in clips]

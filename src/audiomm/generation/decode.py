@@ -100,6 +100,11 @@ class DecodeRequest:
     past: Any = None
 
     @property
+    def hands_out_cache(self) -> bool:
+        """Whether the caller may go on from the cache."""
+        return self.past is not None or bool(self.config.return_dict_in_generate)
+
+    @property
     def flags(self) -> dict[str, bool]:
         """What prefill and step are asked to hand out besides logits."""
         names = ("output_attentions", "output_hidden_states")

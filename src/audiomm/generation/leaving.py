@@ -29,7 +29,7 @@ class Leaving:
         self._rows = list(range(len(state.tokens)))
         same_for_all = {EosTokenCriteria, MaxLengthCriteria, MaxTimeCriteria}
         # What is drawn, collected or handed out goes by the number of the row.
-        goes_by_row = config.do_sample or config.output_scores or config.output_logits or config.return_dict_in_generate
+        goes_by_row = config.do_sample or config.output_scores or config.output_logits or request.hands_out_cache
         self._may_leave = (
             state.tokens.device.type == "cpu"
             and len(self._rows) > 1

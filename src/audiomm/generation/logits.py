@@ -357,11 +357,13 @@ class PrefixConstrainedLogitsProcessor(LogitsProcessor):
         # The function is the user's and takes one row, so this is the one processor with a loop over rows.
         marks = torch.zeros_like(scores, dtype=torch.bool)
         for row, tokens in enumerate(input_ids):
-            allowed = list(self._allowed(row // self._beams, tokens))
-            if not allowed:
+            answer = self._allowed(row // self._beams, tokens)
+            allowed = [] if answer is None else [int(token) for token in answer]
+            if not allowed or not 0 <= min(allowed) <= max(allowed) < scores.shape[-1]:
+                what = str(allowed)[:60] if allowed else "no token"
                 raise GenerationError(
-                    f"prefix_allowed_tokens_fn allows no token for batch item {row // self._beams} after "
-                    f"{len(tokens)} tokens: return one or more token ids."
+                    f"prefix_allowed_tokens_fn allows {what} for batch item {row // self._beams} after "
+                    f"{len(tokens)} tokens: return one or more token ids from 0 to {scores.shape[-1] - 1}."
                 )
             marks[row, torch.tensor(allowed, dtype=torch.long, device=scores.device)] = True
         scores = scores.masked_fill(~marks, MINUS_INFINITY)

@@ -109,7 +109,7 @@ class GenerationMixin:
             GenerationError: An option or a combination is impossible, or a keyword is not known.
             NumericalError: The model gave NaN.
         """
-        with told_of_errors(streamer):
+        with told_of_errors(streamer), eval_mode(self), eval_mode(assistant_model):
             check_guests(
                 generation_config,
                 logits_processor,
@@ -118,7 +118,6 @@ class GenerationMixin:
                 streamer,
                 assistant_model,
             )
-        with told_of_errors(streamer), eval_mode(self), eval_mode(assistant_model):
             _check_processes(synced_gpus)
             is_seq2seq = getattr(self.config, "is_encoder_decoder", False)
             past = None if is_seq2seq else kwargs.pop("past_key_values", None)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..base.errors import GenerationError
 from .logits import FOREVER, BannedTokens, InfNanRemoveLogitsProcessor, LogitNormalization
 from .timestamps import TimestampState
 from .warpers import (
@@ -61,7 +62,13 @@ class Rules:
         if input_ids.shape[1] >= self.until:
             self.settle(input_ids, scores.shape[-1])
         for rule in self.steps:
-            scores = rule(input_ids, scores)
+            given, scores = scores, rule(input_ids, scores)
+            if not isinstance(scores, Tensor) or scores.shape != given.shape:
+                what = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else f"a {type(scores).__name__}"
+                raise GenerationError(
+                    f"the logits processor {getattr(rule, '__name__', type(rule).__name__)} returned {what}: scores of "
+                    f"shape {tuple(given.shape)}, as it was given, are needed."
+                )
         return scores
 
     def settle(self, input_ids: Tensor, vocabulary: int) -> None:

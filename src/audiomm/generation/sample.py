@@ -39,9 +39,11 @@ def sample(request: DecodeRequest) -> GenerateOutput:
         output = finish(state, record)
         if place is not None and place.is_shared:
             output.past_key_values = None
-        elif isinstance(state.cache, Cache) and taken > state.length:
-            # What was read after the last token of all is none of the text.
+        elif isinstance(state.cache, Cache) and request.hands_out_cache:
+            # Who goes on from it counts the columns of the text: nothing before it, and nothing after its end.
             state.cache.crop(state.cache.length - taken + state.length)
+            if place is not None and place.added:
+                state.cache.shift(-place.added)
         return output
 
 

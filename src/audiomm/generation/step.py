@@ -53,11 +53,13 @@ class Workplace:
         units: By what they do; see `Choice.key`.
         regions: Of prompts, which write to the cache.
         is_shared: Whether another run will work here after this one.
+        added: Columns that the prompt was padded with.
     """
 
     def __init__(self, mode: Mode, capacity: int, is_shared: bool) -> None:
         self.mode, self.capacity, self.is_shared = mode, capacity, is_shared
         self.cache: Any = None
+        self.added = 0
         self.units: dict[Hashable, Any] = {}
         self.regions: Shelf[Any] = Shelf(KEPT_PROMPTS)
         self._tensors: dict[str, Tensor] = {}
@@ -81,6 +83,7 @@ class Workplace:
         """
         self.cache = cache
         prompt, mask = padded(request.prompt, request.prompt_mask, inputs, cache.capacity - limit)
+        self.added = prompt.shape[1] - request.prompt.shape[1]
         # Only a model with a quick step is known to be as it was when a prompt was recorded.
         may_record = self.mode != "plain" and quick_step(request.model) is not None
         with recorded_by(Recorder(self.mode, request.config, self.regions) if may_record else None):

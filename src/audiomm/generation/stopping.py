@@ -37,6 +37,12 @@ class StoppingCriteriaList(list[Any]):
         done = torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
         for criterion in self:
             answer = criterion(input_ids, scores, **kwargs)
+            if answer is None or (isinstance(answer, Tensor) and answer.shape not in (done.shape, ())):
+                what = "None" if answer is None else f"shape {tuple(answer.shape)}"
+                raise GenerationError(
+                    f"the stopping criterion {getattr(criterion, '__name__', type(criterion).__name__)} returned "
+                    f"{what}: True, False or a tensor of them, one for each of {len(done)} rows, is needed."
+                )
             done = done | (answer.to(done.device) if isinstance(answer, Tensor) else bool(answer))
         return done
 

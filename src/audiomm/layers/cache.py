@@ -319,13 +319,13 @@ class Cache:
     def shift(self, count: int) -> None:
         """Move all tokens so many slots on, or back where it is negative, and forget those that find no slot.
 
-        For layers without a window.
+        For fixed buffers, and layers without a window.
         """
         for layer in self.layers:
             layer.shift(count)
+        for track in self._fixed.values():
+            track.shift(count)
         if self.fixed:
-            positions = self._fixed[None].positions
-            positions.copy_(functional.pad(positions, (count, -count), value=-1))
             self._newest += count
             self._padding += count
         else:
@@ -374,12 +374,11 @@ class Cache:
 
     def make_room(self, length: int) -> None:
         """Let fixed buffers hold `length` tokens; they move to other addresses where they do not yet."""
-        if self.fixed and length > self.capacity:
-            self.capacity = length
-            for track in self._fixed.values():
-                track.make_room(length)
-            for layer in self.layers:
-                layer.make_room()
+        self.capacity = max(self.capacity, length)
+        for track in self._fixed.values():
+            track.make_room(self.capacity)
+        for layer in self.layers:
+            layer.make_room()
 
     def hide(self, mask: Tensor) -> None:
         """Forget the tokens of each row where `mask` (rows, length) is False, and count new ones from those left."""

@@ -49,10 +49,18 @@ def rounded_scales(scale: float) -> dict[torch.dtype, float]:
     return {dtype: value.to(dtype).item() for dtype in _WEIGHT_TYPES}
 
 
-def check_token_ids(ids: Tensor, rows: int, name: str = "input_ids") -> None:
+def check_token_ids(
+    ids: Tensor, rows: int, name: str = "input_ids", *, ignored: int | None = None, wait: bool = True
+) -> None:
     """Refuse a prompt with ids that a table of `rows` embeddings has no row for.
 
-    Single tokens are not looked at: reading them would hold up the device at every step.
+    Args:
+        ids: (rows, tokens).
+        rows: Of the table.
+        name: Of the argument.
+        ignored: An id that may be there all the same.
+        wait: Read ids on any device, which waits for it; but no single tokens, as that would hold up every step.
+            False reads all that is on the CPU, and nothing else.
 
     Raises:
         ShapeError: There are no tokens, or not (rows, tokens) of them.
@@ -67,8 +75,11 @@ def check_token_ids(ids: Tensor, rows: int, name: str = "input_ids") -> None:
         raise ShapeError(f"{name} is of shape {tuple(ids.shape)}; (rows, tokens), at least one, is needed.")
     if ids.is_floating_point() or ids.dtype == torch.bool:
         raise InputError(f"{name} is of dtype {ids.dtype}: token ids are whole numbers, of dtype torch.int64.")
-    if ids.shape[1] == 1 or ids.is_meta or torch.compiler.is_compiling():
+    is_traced = ids.is_meta or type(ids) is not Tensor or torch.compiler.is_compiling()
+    if is_traced or (ids.shape[1] == 1 if wait else ids.device.type != "cpu"):
         return
+    if ignored is not None:
+        ids = ids.masked_fill(ids == ignored, 0)
     low, high = torch.stack(torch.aminmax(ids)).tolist()
     if low < 0 or high >= rows:
         raise InputError(

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.nn import functional
 
 from .experts import Experts, gated
@@ -62,7 +63,8 @@ class Int8Experts(nn.Module):
                 setattr(self, name, scale.to(self.down_proj.device))
         return self
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    # As `torch.compiler.disable`, which imports the compiler at once and so made two seconds of `import`.
+    @_disable_dynamo
     def forward(self, hidden: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
         """`Experts.forward`: (tokens, width) with weights and choice (tokens, active) to (tokens, width)."""
         active, flat = chosen.shape[1], chosen.flatten()

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from ..base.errors import GenerationError, ShapeError
 from .cache import Cache, LayerSpec
+from .embedding import check_token_ids
 from .per_layer import PerLayerTable
 from .quick import WithQuickStep, product
 
@@ -126,7 +127,14 @@ def shifted_loss(
 
 
 def following_labels(labels: Tensor) -> Tensor:
-    """(rows, length) the label after each position, -100 at the last."""
+    """(rows, length) the label after each position, -100 at the last.
+
+    Raises:
+        ShapeError: The labels are no (rows, length).
+    """
+    if not isinstance(labels, Tensor) or labels.dim() != 2:
+        shape = tuple(getattr(labels, "shape", ()))
+        raise ShapeError(f"labels are a {type(labels).__name__} of shape {shape}: (rows, tokens) is needed.")
     return functional.pad(labels[:, 1:], (0, 1), value=IGNORED_LABEL)
 
 
@@ -142,7 +150,13 @@ def loss_columns(labels: Tensor | None, logits_to_keep: int | Tensor) -> Tensor:
 
 
 def label_loss(logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-    """Cross-entropy of each position's scores (rows, length, vocabulary) against its own label (rows, length)."""
+    """Cross-entropy of each position's scores (rows, length, vocabulary) against its own label (rows, length).
+
+    Raises:
+        InputError: A label is none of the vocabulary.
+    """
+    if labels.numel():
+        check_token_ids(labels, logits.shape[-1], "labels", ignored=IGNORED_LABEL, wait=False)
     scores, wanted = logits.flatten(0, 1).float(), labels.to(logits.device).flatten()
     if num_items_in_batch is None:
         return functional.cross_entropy(scores, wanted, ignore_index=IGNORED_LABEL)

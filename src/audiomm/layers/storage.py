@@ -288,10 +288,19 @@ class FixedTrack:
         self._longest = length
         return source
 
+    def shift(self, count: int) -> None:
+        """All tokens are `count` slots further on, or further back where it is negative."""
+        moved = (count, -count)
+        self.positions.copy_(
+            self.positions.roll(count, 1) if self.is_ring else functional.pad(self.positions, moved, value=-1)
+        )
+        self._longest += count
+
     def make_room(self, capacity: int) -> None:
         """Have slots for `capacity` tokens, or for those that a ring keeps of them."""
         size = capacity if self.window is None else min(capacity, self.window - 1 + SPARE)
-        self.positions = functional.pad(self.positions, (0, size - self.size), value=-1)
+        if size > self.size:
+            self.positions = functional.pad(self.positions, (0, size - self.size), value=-1)
         self.size, self.is_ring = size, size < capacity
 
     def hide(self, mask: Tensor) -> None:
@@ -318,7 +327,8 @@ class FixedKV:
 
     def make_room(self) -> None:
         """Have as many slots as the track."""
-        self._pairs = functional.pad(self._pairs, (0, 0, 0, self.track.size - self._pairs.shape[3]))
+        if self.track.size > self._pairs.shape[3]:
+            self._pairs = functional.pad(self._pairs, (0, 0, 0, self.track.size - self._pairs.shape[3]))
 
     @property
     def keys(self) -> Tensor:
@@ -357,7 +367,8 @@ class FixedKV:
 
     def shift(self, count: int) -> None:
         """Move all pairs `count` slots on, or back where it is negative."""
-        self._pairs.copy_(functional.pad(self._pairs, (0, 0, count, -count)))
+        is_ring = self.track.is_ring
+        self._pairs.copy_(self._pairs.roll(count, 3) if is_ring else functional.pad(self._pairs, (0, 0, count, -count)))
 
     def gather(self, source: Tensor) -> None:
         """Slot i of row r becomes what slot source[r, i] was."""

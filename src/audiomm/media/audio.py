@@ -122,7 +122,9 @@ def load_audio(
         raise InputError(f"on_truncated={on_truncated!r}: accepted are 'error' and 'partial'.")
     if layout not in (None, "channels_first", "channels_last"):
         raise InputError(f"layout={layout!r}: accepted are 'channels_first', 'channels_last' and None.")
-    if not max_seconds > 0:
+    if channel is not None and (isinstance(channel, bool) or not isinstance(channel, int)):
+        raise InputError(f"channel={channel!r}: a number is needed, 0 is the first; or None to average all.")
+    if not isinstance(max_seconds, int | float) or not max_seconds > 0:
         raise InputError(f"max_seconds={max_seconds!r}: a number above 0 is needed.")
     audio, from_rate = _unpacked(audio, rate)
     if isinstance(audio, (np.ndarray, torch.Tensor, list, tuple)):

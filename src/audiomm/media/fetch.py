@@ -1,4 +1,4 @@
-"""Where bytes come from: a path, bytes, a file object, a data URI, or, where allowed, a URL.
+"""Where bytes come from: a path, bytes, a file object, a data URI or base64, or, where allowed, a URL.
 
 Fetching what a stranger names is a way into a private network (CVE-2025-6242 in vLLM's media connector is one of many),
 so URLs are off unless the caller turns them on, private addresses are off unless the caller names the host, every
@@ -36,6 +36,8 @@ from ..base.errors import (
 )
 
 _CHUNK_BYTES = 1 << 20
+#: Names of more characters are cut in messages; text of fewer is a path and no base64.
+_LONG_NAME, _SHORTEST_BASE64 = 300, 256
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,12 @@ def fetch(
     elif isinstance(source, str) and "://" in source[:12]:
         content = _download(source, limits, medium)
     elif isinstance(source, (str, os.PathLike)):
-        return _file(source, medium)
+        bare = _bare_base64(source) if isinstance(source, str) else None
+        if bare is None:
+            return _file(source, medium)
+        if len(bare) > limits.max_bytes:
+            raise medium.too_large(f"the base64 holds {len(bare)} bytes; {limits.max_bytes} are allowed (max_bytes=).")
+        content = bare
     elif hasattr(source, "read"):
         content = _read(source, limits.max_bytes, "the file object", medium)
     else:
@@ -111,7 +118,7 @@ def describe(source: Any) -> str:
     if isinstance(source, (str, os.PathLike)):
         name = os.fspath(source)
         name = name if isinstance(name, str) else os.fsdecode(name)
-        return name[:40] + "..." if name[:5].lower() == "data:" else name
+        return name[:40] + "..." if name[:5].lower() == "data:" or len(name) > _LONG_NAME else name
     name = getattr(source, "name", None)
     return name if isinstance(name, str) else f"<{type(source).__name__}>"
 
@@ -121,13 +128,28 @@ def _file(source: str | os.PathLike[str], medium: Medium) -> Path:
     try:
         status = path.stat()
     except (OSError, ValueError) as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
+        reason = "no such file" if isinstance(error, FileNotFoundError) else getattr(error, "strerror", error)
         raise medium.missing(f"{describe(source)[:300]}: {reason}. Pass the path of {medium.file}.") from error
     if not path.is_file():
-        raise medium.broken(f"{path} is not a file. Pass the path of {medium.file}.")
+        raise medium.broken(f"{os.fspath(source)!r} is not a file. Pass the path of {medium.file}.")
     if status.st_size == 0:
         raise medium.broken(f"{path}: empty file (0 bytes).")
     return path
+
+
+def _bare_base64(text: str) -> bytes | None:
+    """What base64 without the head of a data URI holds; None for what is none, or the path of a file."""
+    if len(text) < _SHORTEST_BASE64:
+        return None
+    try:
+        content = base64.b64decode(text, validate=True)
+    except ValueError:
+        return None
+    try:
+        return None if Path(text).exists() else content
+    except OSError:
+        # Too long for the name of a file.
+        return content
 
 
 def _data_uri(uri: str, max_bytes: int, medium: Medium) -> bytes:
@@ -154,6 +176,8 @@ def _read(
     size = 0
     # read1 returns what has come, so that a server that drips cannot hold the deadline up
     read = file.read if deadline_seconds is None else file.read1  # type: ignore[union-attr]
+    if getattr(file, "closed", False) or not getattr(file, "readable", lambda: True)():
+        raise InputError(f"{name} is closed or was not opened for reading: open(path, 'rb') opens it.")
     while piece := read(_CHUNK_BYTES):
         if not isinstance(piece, (bytes, bytearray)):
             raise TypeError(f"{name} gives {type(piece).__name__}: open it in binary mode, open(path, 'rb').")
@@ -175,13 +199,15 @@ def _check_address(url: str, limits: FetchLimits, medium: Medium) -> None:
     parts = urllib.parse.urlsplit(url)
     host = (parts.hostname or "").lower()
     shown = f"{parts.scheme}://{host}"
+    if parts.scheme.lower() not in ("http", "https") or not host:
+        raise InputError(
+            f"{shown}...: of addresses only http and https ones are fetched. Pass the path of a file that is here."
+        )
     if not limits.allow_urls and limits.allowed_hosts is None:
         raise InputError(
             f"{shown}...: URLs are not fetched. Download the file first, or pass allow_urls=True, or better "
             f"allowed_hosts=[{host!r}]."
         )
-    if parts.scheme.lower() not in ("http", "https") or not host:
-        raise InputError(f"{shown}...: only http and https addresses are fetched.")
     if limits.allowed_hosts is not None:
         if host not in {allowed.lower() for allowed in limits.allowed_hosts}:
             raise InputError(

@@ -148,6 +148,8 @@ def pipeline(
         CheckpointError: The model cannot be loaded.
     """
     row = _row(task, model, config, {"revision": revision, "token": token})
+    if model_kwargs is not None and not isinstance(model_kwargs, dict):
+        raise InputError(f"model_kwargs is a {type(model_kwargs).__name__}; a dict is needed.")
     model_kwargs = dict(model_kwargs or {})
     hub = {name: model_kwargs.pop(name) for name in _HUB_OPTIONS if name in model_kwargs}
     hub.update({name: value for name, value in (("revision", revision), ("token", token)) if value is not None})
@@ -168,6 +170,8 @@ def pipeline(
             model.float()
         # It is where it should be, and of the right type.
         device, dtype = None if hasattr(model, "hf_device_map") else model.device, None
+    elif isinstance(model, type) or not (isinstance(model, torch.nn.Module) or hasattr(model, "config")):
+        raise InputError(f"model={model!r}: a folder, a hub id or a loaded model is needed.")
     else:
         source = getattr(model, "name_or_path", None) or None
     if isinstance(processor, (str, os.PathLike)):
@@ -196,7 +200,7 @@ def _row(task: str | None, model: Any, config: Any, hub: dict[str, Any]) -> Task
             return _ASKED[task]
         if task in TASKS:
             return TASKS[task]
-        near = difflib.get_close_matches(task, TASKS, n=1, cutoff=0.4)
+        near = difflib.get_close_matches(str(task), TASKS, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise InputError(f"task={task!r}: {hint}The tasks are {', '.join(map(repr, TASKS))}.")
     if model is None:

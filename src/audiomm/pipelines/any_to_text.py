@@ -112,10 +112,9 @@ class AnyToTextPipeline(AnsweringPipeline):
         self.task = task or self.task
         if self.processor is None and self.tokenizer is None:
             raise InputError(f"{self.task}: the model needs a processor or a tokenizer; pass processor= or tokenizer=.")
-        if isinstance(assistant_model, str):
-            assistant_model = AutoModelForCausalLM.from_pretrained(assistant_model, dtype=self.dtype).to(self.device)
         if assistant_model is not None:
             self.call_defaults["assistant_model"] = assistant_model
+            self._read_assistant(AutoModelForCausalLM)
 
     def __call__(self, text: Any = None, images: Any = None, videos: Any = None, audio: Any = None, **kw: Any) -> Any:
         """Answer one prompt, or each of several.
@@ -213,6 +212,8 @@ class AnyToTextPipeline(AnsweringPipeline):
     def _wishes(self, kw: dict[str, Any]) -> Wishes:
         """The options of a call, by who takes them."""
         own = kw.pop("generate_kwargs", None) or {}
+        if not isinstance(own, Mapping):
+            raise InputError(f"generate_kwargs is a {type(own).__name__}; a dict of options of generate() is needed.")
         twice = sorted(set(own) & set(kw))
         if twice:
             raise InputError(f"{', '.join(twice)}: passed both in generate_kwargs and directly; pass it once.")

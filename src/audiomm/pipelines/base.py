@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ..base.errors import InputError
+from ..base.placement import as_device
 
 T = TypeVar("T")
 
@@ -79,6 +80,13 @@ class Pipeline:
             if part is not None:
                 part.save_pretrained(save_directory, **(kwargs if part is self.model else {}))
 
+    def _read_assistant(self, loader: Any) -> None:
+        """Load the model that drafts, where `assistant_model` among the defaults of calls says where it is."""
+        assistant = self.call_defaults.get("assistant_model")
+        if isinstance(assistant, (str, os.PathLike)):
+            assistant = loader.from_pretrained(assistant, dtype=self.dtype, device=self.device)
+            self.call_defaults["assistant_model"] = assistant
+
     def _place(self, device: int | str | torch.device | None, dtype: str | torch.dtype | None) -> None:
         spread = getattr(self.model, "hf_device_map", None)
         if spread is not None and device is not None:
@@ -137,16 +145,7 @@ def resolve_device(device: int | str | torch.device | None) -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda", 0)
         return torch.device("mps") if torch.backends.mps.is_available() else torch.device("cpu")
-    if isinstance(device, int):
-        device = "cpu" if device < 0 else f"cuda:{device}"
-    try:
-        resolved = torch.device(device)
-    except RuntimeError as error:
-        raise InputError(f"device={device!r}: expected 'cpu', 'cuda', 'cuda:1', 'mps' or a number.") from error
-    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
-        count = torch.cuda.device_count()
-        raise InputError(f"device={str(resolved)!r}: this machine has {count} CUDA devices; device='cpu' always works.")
-    return resolved
+    return as_device(device)
 
 
 def resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype:

@@ -225,9 +225,10 @@ def _name(item: Any, number: int) -> str:
 def _open_dict(item: Mapping[str, Any], name: str) -> tuple[dict[str, Any], tuple[float, float] | None, dict[str, Any]]:
     """What to load, the stride, and the keys that go to the result."""
     if not any(item.get(key) is not None for key in ("raw", "array", "bytes", "path")):
+        hint = " Of a row of a dataset, pass row['audio']." if "audio" in item else ""
         raise InputError(
             f"{name}: a dict needs 'raw' or 'array' with the samples and 'sampling_rate' with their rate; this one "
-            f"holds {', '.join(map(repr, item)) or 'nothing'}."
+            f"holds {', '.join(map(repr, item)) or 'nothing'}.{hint}"
         )
     stride = item.get("stride")
     if stride is not None and (len(stride) != 2 or min(stride) < 0):

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ..auto import AutoModelForCausalLM
 from ..base.errors import InputError
 from ..base.languages import LANGUAGES, language_code
 from ..base.transcript import Segment, Timestamps, Transcript
@@ -75,7 +76,8 @@ class PromptedSpeechRecognitionPipeline(AnsweringPipeline):
     Args:
         model: A model whose processor takes audio, like Gemma3nForConditionalGeneration.
         processor: Its processor.
-        kwargs: The rest of `Pipeline`'s arguments, and defaults for the arguments of calls.
+        kwargs: The rest of `Pipeline`'s arguments, and defaults for the arguments of calls; assistant_model, a model
+            that drafts, may be where to read it.
 
     Raises:
         InputError: The processor takes no audio.
@@ -90,6 +92,7 @@ class PromptedSpeechRecognitionPipeline(AnsweringPipeline):
                 f"{type(model).__name__}: this checkpoint does not listen (it has no audio tower); choose one that "
                 "does."
             )
+        self._read_assistant(AutoModelForCausalLM)
 
     def __call__(self, inputs: Any, *, batch_size: int | None = None, num_workers: int | None = None, **kw: Any) -> Any:
         """Transcribe one input, a list of them, or lazily whatever an iterator gives.

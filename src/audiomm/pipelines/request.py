@@ -13,6 +13,7 @@ from .clips import LOAD_OPTIONS, clip_times
 
 #: Used where neither the call, nor the pipeline, nor the model's generation config says otherwise.
 GENERATION_DEFAULTS = {"max_new_tokens": 256, "num_beams": 5}
+_DRAFTING = ("assistant_model", "prompt_lookup_num_tokens")
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,10 @@ class Request:
 def flat(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Keywords with those in generate_kwargs beside the others."""
     rest = {name: value for name, value in kwargs.items() if name != "generate_kwargs"}
-    return {**(kwargs.get("generate_kwargs") or {}), **rest}
+    nested = kwargs.get("generate_kwargs") or {}
+    if not isinstance(nested, Mapping):
+        raise InputError(f"generate_kwargs is a {type(nested).__name__}; a dict of options of generate() is needed.")
+    return {**nested, **rest}
 
 
 def _with_defaults(generate_kwargs: dict[str, Any], own: Any) -> dict[str, Any]:
@@ -114,11 +118,16 @@ def _with_defaults(generate_kwargs: dict[str, Any], own: Any) -> dict[str, Any]:
     defaults = {name: value for name, value in GENERATION_DEFAULTS.items() if name not in given}
     if "max_length" in given:
         defaults.pop("max_new_tokens", None)
+    if any(given.get(name) for name in _DRAFTING):
+        # Drafts are for greedy decoding and sampling; nobody asked for a search.
+        defaults.pop("num_beams", None)
     return {**defaults, **generate_kwargs}
 
 
 def _set_fields(config: Any) -> dict[str, Any]:
     """The fields of a generation config that are set."""
+    if config is not None and not hasattr(config, "__dict__"):
+        raise InputError(f"generation_config is a {type(config).__name__}; a GenerationConfig is needed.")
     return {} if config is None else {name: value for name, value in vars(config).items() if value is not None}
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from ..auto import AutoModelForSpeechSeq2Seq
 from ..base.errors import InputError
 from ..base.languages import LANGUAGES
 from ..base.transcript import Segment, Transcript
@@ -53,7 +54,8 @@ class AutomaticSpeechRecognitionPipeline(Pipeline):
         tokenizer: Its tokenizer.
         decoder: Accepted for compatibility; only CTC models have one.
         device: Where to run; None is the first accelerator, or the CPU.
-        kwargs: The rest of `Pipeline`'s arguments, and defaults for the arguments of calls.
+        kwargs: The rest of `Pipeline`'s arguments, and defaults for the arguments of calls; assistant_model, a model
+            that drafts, may be where to read it.
 
     Raises:
         InputError: The model cannot write, a part is missing, a decoder is given, or an argument is wrong.
@@ -77,9 +79,13 @@ class AutomaticSpeechRecognitionPipeline(Pipeline):
                 f"model is a {type(model).__name__}, which writes no text; load it with AutoModelForSpeechSeq2Seq."
             )
         super().__init__(model, tokenizer=tokenizer, feature_extractor=feature_extractor, device=device, **kwargs)
-        for name in ("tokenizer", "feature_extractor"):
-            if getattr(self, name) is None:
+        for name, ability in (("tokenizer", "_decode_asr"), ("feature_extractor", "sampling_rate")):
+            part = getattr(self, name)
+            if part is None:
                 raise InputError(f"{name}: {type(model).__name__} needs one; pass {name}= or processor=.")
+            if not hasattr(part, ability):
+                raise InputError(f"{name} is a {type(part).__name__}, not that of a {type(model).__name__}.")
+        self._read_assistant(AutoModelForSpeechSeq2Seq)
         self._request(dict(self.call_defaults))
 
     def __call__(

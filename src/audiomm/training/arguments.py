@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import json
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -276,6 +277,8 @@ class TrainingArguments(ProcessView, Setters, metaclass=_RefusesOldNames):
     accelerator_config: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.output_dir, str | os.PathLike | None):
+            raise ConfigError(f"output_dir={self.output_dir!r}: the path of a folder is needed.")
         self.output_dir = str(Path(self.output_dir or "trainer_output").expanduser())
         self._read_texts()
         self._check_choices()
@@ -317,6 +320,14 @@ class TrainingArguments(ProcessView, Setters, metaclass=_RefusesOldNames):
                 f"load_best_model_at_end needs evaluations and their checkpoints, but eval_strategy="
                 f"{self.eval_strategy!r} and save_strategy={self.save_strategy!r}; make both 'steps' or both 'epoch'."
             )
+        if self.load_best_model_at_end and self.save_strategy == "steps" and self.eval_steps:
+            times, both_shares = self.save_steps / self.eval_steps, (self.save_steps < 1) == (self.eval_steps < 1)
+            if not both_shares or abs(times - round(times)) > 1e-6 or times < 1:
+                raise ConfigError(
+                    f"load_best_model_at_end with save_steps={self.save_steps} and eval_steps={self.eval_steps}: what "
+                    "is evaluated at other steps than those saved cannot be loaded. Make save_steps a multiple of "
+                    "eval_steps."
+                )
 
     def _check_choices(self) -> None:
         trackers = [self.report_to] if isinstance(self.report_to, str) else self.report_to or []
@@ -373,6 +384,10 @@ class TrainingArguments(ProcessView, Setters, metaclass=_RefusesOldNames):
             "eval_delay": 0,
             "dataloader_num_workers": 0,
         }
+        for name in ("max_steps", "seed"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise ConfigError(f"{name}={value!r}: a whole number is needed.")
         for name, low in lowest.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= low:

@@ -5,7 +5,7 @@ Labels of what is not to be learnt are -100.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -105,6 +105,10 @@ class DataCollatorSpeechSeq2SeqWithPadding:
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Samples to input_features (batch, bins, frames) and labels (batch, tokens)."""
+        strange = next((one for one in features if not isinstance(one, Mapping)), None)
+        if strange is not None or not features:
+            what = f"a {type(strange).__name__}" if features else "nothing"
+            raise InputError(f"a batch holds {what}; samples are dicts with 'audio' and 'text', or their features.")
         batch = self._heard([self._with_features(sample, index) for index, sample in enumerate(features)])
         start = self.decoder_start_token_id
         if start is None:
@@ -132,6 +136,13 @@ class DataCollatorSpeechSeq2SeqWithPadding:
 
     def _heard(self, samples: list[dict[str, Any]]) -> dict[str, Tensor]:
         values = [torch.as_tensor(np.asarray(sample["input_features"])) for sample in samples]
+        shapes = [tuple(value.shape) for value in values]
+        if len(set(shapes)) > 1:
+            other = next(index for index, shape in enumerate(shapes) if shape != shapes[0])
+            raise InputError(
+                f"{_name(samples[other], other)} has input_features of shape {shapes[other]} and sample 0 of "
+                f"{shapes[0]}: extract all with padding='max_length', the default, or pass 'audio'."
+            )
         batch = {"input_features": torch.stack(values)}
         if self.forward_attention_mask and all("attention_mask" in sample for sample in samples):
             batch["attention_mask"] = torch.stack([torch.as_tensor(np.asarray(s["attention_mask"])) for s in samples])
@@ -143,6 +154,11 @@ class DataCollatorSpeechSeq2SeqWithPadding:
             labels = self.processor.tokenizer(sample["text"]).input_ids
         if labels is None:
             raise InputError(f"{_name(sample, index)} has neither 'labels' nor 'text'.")
+        if isinstance(labels, str) or np.ndim(labels) != 1:
+            raise InputError(
+                f"{_name(sample, index)} has the labels {str(labels)[:40]!r}: token ids in a row are needed; a text "
+                "goes into 'text'."
+            )
         row = torch.as_tensor(np.asarray(labels), dtype=torch.long)
         if len(row) and row[0] == start:  # the model puts it there itself
             row = row[1:]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -160,7 +160,13 @@ class Evaluating(Foundation):
         metrics: dict[str, Any] = dict(batch_metrics or {})
         is_complete = prediction.predictions is not None and prediction.label_ids is not None
         if batch_metrics is None and self.compute_metrics is not None and is_complete:
-            metrics = dict(self.compute_metrics(prediction))
+            answer = self.compute_metrics(prediction)
+            if not isinstance(answer, Mapping):
+                raise ConfigError(
+                    f"compute_metrics returned a {type(answer).__name__}; a dict of numbers by name is needed, like "
+                    "{'wer': 0.1}."
+                )
+            metrics = dict(answer)
         loss = mean_loss(whole_run)
         if loss is not None:
             metrics["loss"] = loss

@@ -59,6 +59,7 @@ from .deepspeed import settle_deepspeed
 from .evaluation import EvalPrediction
 from .loss import without_adapters
 from .optim import build_optimizer, build_schedule, decayed_names
+from .parts import check_parts
 
 logger = logging.getLogger("audiomm.training")
 
@@ -82,6 +83,17 @@ class Foundation:
         optimizer_cls_and_kwargs: tuple[Any, dict[str, Any]] | None = None,
         preprocess_logits_for_metrics: Callable[[Any, Any], Any] | None = None,
     ) -> None:
+        check_parts(
+            model,
+            args,
+            train_dataset,
+            callbacks,
+            optimizers,
+            data_collator=data_collator,
+            compute_loss_func=compute_loss_func,
+            compute_metrics=compute_metrics,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+        )
         self.args = args if args is not None else TrainingArguments()
         self.args.check()
         level, library = self.args.get_process_log_level(), logging.getLogger("audiomm")

@@ -142,21 +142,38 @@ class Saving(Foundation):
         if hasattr(self.processing_class, "save_pretrained"):
             self.processing_class.save_pretrained(folder)
 
-    def push_to_hub(self, commit_message: str = "End of training", **kwargs: Any) -> Any:
-        """Upload the model, without its checkpoints, under hub_model_id (the name of output_dir unless given)."""
+    def push_to_hub(
+        self,
+        commit_message: str = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        private: bool | None = None,
+        **card: Any,
+    ) -> Any:
+        """Upload the model, without its checkpoints, under hub_model_id (the name of output_dir unless given).
+
+        Args:
+            commit_message: Of the upload.
+            blocking: Accepted for compatibility; the upload is always waited for.
+            token, private: Instead of hub_token and hub_private_repo.
+            card: What README.md is to tell: language, license, tags, model_name, finetuned_from, tasks, dataset_tags,
+                dataset, dataset_args. Without any of them none is written.
+        """
+        text = _model_card(**card) if card else None
         self._event("on_push_begin")
         folder = Path(self.args.output_dir) / ".upload"
         self.save_model(str(folder))  # all processes together
         if not self.accelerator.is_main_process:
             return None
         try:
+            if text is not None:
+                (folder / "README.md").write_text(text, encoding="utf-8")
             return self.model.push_to_hub(
                 self.args.hub_model_id or Path(self.args.output_dir).name,
                 folder=folder,
                 commit_message=commit_message,
-                token=self.args.hub_token,
-                private=self.args.hub_private_repo,
-                **kwargs,
+                token=self.args.hub_token if token is None else token,
+                private=self.args.hub_private_repo if private is None else private,
             )
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -323,3 +340,32 @@ def _is_alias(model: nn.Module, name: str, weights: dict[str, Tensor]) -> bool:
     """True for a weight that shares its memory with one that is there."""
     state = model.state_dict()
     return any(other in weights and state[other].data_ptr() == state[name].data_ptr() for other in state)
+
+
+def _model_card(
+    *,
+    language: str | None = None,
+    license: str | None = None,
+    tags: str | list[str] | None = None,
+    model_name: str | None = None,
+    finetuned_from: str | None = None,
+    tasks: str | list[str] | None = None,
+    dataset_tags: str | list[str] | None = None,
+    dataset: str | list[str] | None = None,
+    dataset_args: str | list[str] | None = None,
+) -> str:
+    from huggingface_hub import ModelCardData
+
+    data = ModelCardData(
+        language=language,
+        license=license,
+        tags=tags if tags is None or isinstance(tags, list) else [tags],
+        base_model=finetuned_from,
+        pipeline_tag=tasks[0] if isinstance(tasks, list) else tasks,
+        datasets=dataset_tags,
+    )
+    told = {"Fine-tuned from": finetuned_from, "Data": dataset, "Part of the data": dataset_args}
+    lines = [
+        f"{what}: {value if isinstance(value, str) else ', '.join(value)}" for what, value in told.items() if value
+    ]
+    return f"---\n{data.to_yaml()}\n---\n\n# {model_name or 'A model'}\n\n" + "".join(f"{line}\n\n" for line in lines)

@@ -145,6 +145,7 @@ class Trainer(Evaluating, Saving):
         self.state = TrainerState(
             is_local_process_zero=old.is_local_process_zero, is_world_process_zero=old.is_world_process_zero
         )
+        self._warn_of_float16()
         if checkpoint is None:
             self._warn_of_other_runs()
         else:  # before the weights are spread over processes
@@ -176,6 +177,13 @@ class Trainer(Evaluating, Saving):
             if noise is not None:
                 noise.remove()
         return self._finished(started, first_step)
+
+    def _warn_of_float16(self) -> None:
+        if any(weight.requires_grad and weight.dtype == torch.float16 for weight in self.model.parameters()):
+            logger.warning(
+                "the weights to be trained are float16, too coarse for small steps: some are lost, some become NaN. "
+                "Load the model with dtype='float32'; bf16=True and fp16=True compute in 16 bits all the same."
+            )
 
     def _warn_of_other_runs(self) -> None:
         found = checkpoints(self.args.output_dir)

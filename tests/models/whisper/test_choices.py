@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from audiomm import GenerationConfig, GenerationError
+from audiomm import GenerationConfig, GenerationError, TextIteratorStreamer
 from audiomm.generation.patience import wanted_sequences
 
 BEGIN = 79
@@ -199,7 +199,7 @@ def test_detected_languages_come_with_their_probabilities(talker, heard):
         ({"language_detection_segments": 0}, "language_detection_segments=0: at least 1"),
         ({"language_detection_threshold": 1.5}, "language_detection_threshold=1.5: a probability"),
         ({"hallucination_silence_threshold": 2.0}, "needs word_timestamps=True"),
-        ({"streamer": object(), "best_of": 2}, "a streamer cannot follow best_of=2"),
+        ({"streamer": TextIteratorStreamer(None), "best_of": 2}, "a streamer cannot follow best_of=2"),
     ],
 )
 def test_choices_that_cannot_be_are_named(talker, heard, options, message):

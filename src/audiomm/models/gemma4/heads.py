@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ...base.config import PreTrainedConfig
+from ...base.errors import ShapeError
 from ...base.outputs import ModelOutput
 from ...generation import GenerationConfig, GenerationMixin
 from ...layers.cache import Cache
+from ...layers.embedding import check_token_ids
 from ...layers.language_head import DecoderAnswers, following_labels, label_loss, loss_columns, token_logits
 from ...layers.masks import Mask
 from ...layers.regions import recorder

@@ -104,15 +104,18 @@ def hidden_features(features: dict[str, list[Tensor]]) -> dict[str, Tensor | Non
     }
 
 
-def newest_types(types: Tensor, rows: int, count: int) -> Tensor:
-    """The types (rows, count) of new tokens out of those of all tokens.
+def picture_places(types: Tensor | None, rows: int, count: int) -> Tensor | None:
+    """(rows, count) bool: which of the new tokens are those of pictures, by the types of all; None where those are.
 
     Raises:
-        ShapeError: There are fewer.
+        ShapeError: There are fewer types than tokens.
     """
+    if types is None:
+        return None
     if types.dim() != 2 or len(types) != rows or types.shape[1] < count:
         raise ShapeError(
             f"mm_token_type_ids are of shape {tuple(types.shape)} for {rows} rows of {count} tokens: pass one for each "
             "token, or leave them out."
         )
-    return types[:, -count:]
+    types = types[:, -count:]
+    return (types == IMAGE_TYPE) | (types == VIDEO_TYPE)

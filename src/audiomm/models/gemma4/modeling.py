@@ -30,12 +30,11 @@ from .media import (
     Media,
     feature_items,
     hidden_features,
-    newest_types,
+    picture_places,
 )
 from .text import Gemma4PreTrainedModel, Gemma4TextModel
 from .vision import Gemma4VisionModel
 from .weights import UNUSED, WHOLE_NAMES
-
 
 
 class Gemma4Model(Gemma4PreTrainedModel):
@@ -253,9 +252,9 @@ class Gemma4Model(Gemma4PreTrainedModel):
             if mm_token_type_ids is None and ("image" in features or "video" in features):
                 mm_token_type_ids = places["image"] * IMAGE_TYPE + places["video"] * VIDEO_TYPE
         has_table = bool(self.config.text_config.hidden_size_per_layer_input)
-        return Prompt(
-            embeddings, ids if has_table else None, per_layer_inputs, self._blocks(mm_token_type_ids, embeddings)
-        ), features
+        sees_blocks = self.config.text_config.use_bidirectional_attention == "vision"
+        blocks = None if not sees_blocks else picture_places(mm_token_type_ids, *embeddings.shape[:2])
+        return Prompt(embeddings, ids if has_table else None, per_layer_inputs, blocks), features
 
     def _reach(self, embeddings: Tensor, features: dict[str, list[Tensor]]) -> Tensor:
         """The same embeddings; in distributed training they depend, times nothing, on towers that had nothing to do.
@@ -270,13 +269,6 @@ class Gemma4Model(Gemma4PreTrainedModel):
             for weight in part.parameters():
                 embeddings = embeddings + 0.0 * weight.flatten()[0].to(embeddings)
         return embeddings
-
-    def _blocks(self, types: Tensor | None, embeddings: Tensor) -> Tensor | None:
-        """(rows, tokens) bool: tokens of pictures, where these see each other."""
-        if types is None or self.config.text_config.use_bidirectional_attention != "vision":
-            return None
-        types = newest_types(types, *embeddings.shape[:2])
-        return (types == IMAGE_TYPE) | (types == VIDEO_TYPE)
 
     def forward(
         self,

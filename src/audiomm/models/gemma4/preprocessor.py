@@ -241,12 +241,14 @@ class Gemma4CausalLMPreprocessor(FromPreset):
 
     # ------------------------------------------------------------------------------------------------ reading
 
-    def _read(self, x: Mapping[str, Any], needs_responses: bool) -> _Batch:
+    def _read(self, x: Any, needs_responses: bool) -> _Batch:
         """The input in one form.
 
         Raises:
             InputError: Texts are missing, or responses are not as many as prompts, or media are not allowed.
         """
+        if not isinstance(x, Mapping):
+            raise InputError(f"a dictionary with 'prompts' and 'responses' is needed; got a {type(x).__name__}.")
         prompts, responses = plain_list(x.get("prompts")), plain_list(x.get("responses"))
         if prompts is None or (responses is None and needs_responses):
             needed = "'prompts' and 'responses' are" if needs_responses else "'prompts' are"

@@ -123,9 +123,14 @@ class Gemma4Processor(MultimodalProcessor):
         """What takes the place of the mark of clip `index`.
 
         Raises:
-            InputError: The clip is too short for one token.
+            InputError: The clip is too short for one token, or the extractor was told to leave its mask out.
             AudioLimitError: It has more tokens than a clip may have.
         """
+        if "input_features_mask" not in features:
+            raise InputError(
+                "return_attention_mask=False leaves out input_features_mask, which tells how many tokens a clip has; "
+                "do not pass it."
+            )
         count = self.audio_count(int(features["input_features_mask"][index].sum()))
         if count == 0:
             raise InputError(f"clip {index} is too short: it has no {self.audio_ms_per_token} ms for a single token.")

@@ -7,6 +7,7 @@ Source: arXiv:2212.04356 and OpenAI's `timing`; the heads are `alignment_heads` 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -125,20 +126,20 @@ def probabilities(head: nn.Module, hidden: Tensor, tokens: Tensor, added: Tensor
         count = logits.shape[1]
         if added is not None:
             logits += added[first : first + count]
-        totals.append(_logsumexp(logits))
         place = tokens - first
         found = logits.gather(1, place.clamp(0, count - 1)[:, None])[:, 0]
         chosen = torch.where((place >= 0) & (place < count), found, chosen)
+        totals.append(_logsumexp(logits))
         first += count
     return (chosen - torch.stack(totals).logsumexp(dim=0)).exp()
 
 
 def _logsumexp(logits: Tensor) -> Tensor:
-    """torch.logsumexp of rows (rows, tokens), by the softmax, whose exponentials are quicker on a CPU."""
-    largest = logits.amax(dim=1)
-    found = largest - logits.softmax(dim=1).amax(dim=1).log()
-    # Where all are minus infinity the softmax is none.
-    return torch.where(largest == -torch.inf, largest, found)
+    """torch.logsumexp of rows (rows, tokens), which it overwrites: exponents of two are the quicker ones on a CPU."""
+    # Where all are minus infinity they stay so.
+    largest = logits.amax(dim=1, keepdim=True).clamp_(min=torch.finfo(logits.dtype).min)
+    total = logits.sub_(largest).mul_(math.log2(math.e)).exp2_().sum(dim=1)
+    return largest[:, 0] + total.log()
 
 
 def _logits(head: nn.Module, hidden: Tensor) -> Iterator[Tensor]:
@@ -175,13 +176,17 @@ def smoothed(weights: Tensor, filter_width: int) -> np.ndarray:
     Returns:
         (tokens, positions) of float32.
     """
-    # Summed in float64, as torch.std does, which goes through the numbers of a CPU one by one.
-    exact = weights.double()
-    deviation = (exact - exact.mean(dim=-2, keepdim=True)).square_().mean(dim=-2, keepdim=True).sqrt().float()
-    centred = weights - weights.mean(dim=-2, keepdim=True)
-    # A single token, or one that looks like all others, says nothing about where it is.
-    normal = torch.where(deviation > 0, centred / deviation, torch.zeros_like(centred))
-    return median_filter(normal, filter_width).mean(dim=0).cpu().numpy()
+    total = torch.zeros_like(weights[0])
+    # One head at a time stays in the processor's cache.
+    for one in weights:
+        # A single token, or one that looks like all others, says nothing about where it is: that gives zeros, exactly.
+        centred = one - one[:1]
+        centred -= centred.mean(dim=0)
+        # Squares of what few tokens look at leave float32.
+        deviation = centred.double().square_().mean(dim=0).sqrt_().float()
+        centred /= deviation.masked_fill_(deviation == 0, 1.0)
+        total += median_filter(centred, filter_width)
+    return (total / len(weights)).cpu().numpy()
 
 
 def median_filter(values: Tensor, width: int) -> Tensor:
@@ -189,30 +194,39 @@ def median_filter(values: Tensor, width: int) -> Tensor:
     side = width // 2
     if width == 1 or values.shape[-1] <= side:
         return values
-    padded = functional.pad(values, (side, side), mode="reflect")
-    length = values.shape[-1]
-    # One head at a time stays in the processor's cache.
-    return torch.stack([_median([one.narrow(-1, start, length) for start in range(width)]) for one in padded])
+    first, last = values[..., 1 : side + 1].flip(-1), values[..., -side - 1 : -1].flip(-1)
+    padded = torch.cat((first, values, last), dim=-1)
+    # Rows one after the other are one line; medians across their borders are left out.
+    medians = _sorted_runs(padded.view(-1), width, [side])[0]
+    return medians.as_strided(values.shape, padded.stride())
 
 
-def _median(values: list[Tensor]) -> Tensor:
-    """The median of an odd number of tensors, place by place.
+def _sorted_runs(line: Tensor, count: int, ranks: Sequence[int]) -> list[Tensor]:
+    """Of each run of `count` neighbours, (length - count + 1,) for each rank: its value of that rank, 0 the smallest.
 
-    Of any n // 2 + 2 values neither the smallest nor the largest is the median of n: these two are dropped and the
-    next value comes in their stead, until one is left.
+    A run is two shorter ones, which other runs begin or end with, too.
     """
-    size = len(values) // 2 + 2
-    pool, waiting = values[:size], values[size:]
-    while len(pool) > 1:
-        smallest, others = pool[0], pool[1:]
-        for place, value in enumerate(others):
-            smallest, others[place] = torch.minimum(smallest, value), torch.maximum(smallest, value)
-        largest = others.pop()
-        for place, value in enumerate(others):
-            largest, others[place] = torch.maximum(largest, value), torch.minimum(largest, value)
-        pool = [*others, *waiting[:1]]
-        waiting = waiting[1:]
-    return pool[0]
+    if count == 1:
+        return [line]
+    size, length = count - count // 2, len(line) - count + 1
+    left = _sorted_runs(line, size, range(size))
+    right = left if 2 * size == count else _sorted_runs(line, count - size, range(count - size))
+    left, right = [one[:length] for one in left], [one[size : size + length] for one in right]
+    return [_ranked(left, right, rank) for rank in ranks]
+
+
+def _ranked(left: list[Tensor], right: list[Tensor], rank: int) -> Tensor:
+    """Of two sorted lists together, place by place, the value of a rank.
+
+    It is the largest of some first values of both, and of all ways to choose these the one that makes it the smallest.
+    """
+    found: Tensor | None = None
+    for taken in range(max(0, rank + 1 - len(right)), min(len(left), rank + 1) + 1):
+        lasts = [one[number - 1] for one, number in ((left, taken), (right, rank + 1 - taken)) if number]
+        largest = torch.maximum(*lasts) if len(lasts) == 2 else lasts[0]
+        found = largest if found is None else torch.minimum(found, largest)
+    assert found is not None, "no rank is beyond both lists"
+    return found
 
 
 def dynamic_time_warping(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

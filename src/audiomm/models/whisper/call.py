@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ...base.errors import GenerationError, ShapeError
 from ...generation import GenerationConfig
-from ...generation.arguments import as_ids, check_guests
+from ...generation.arguments import as_ids, check_guests, told_of_errors
 from .decoding import Guests
-from .modeling import as_encoder_output
+from .modeling import as_encoder_output, not_features
 from .options import (
     OFF,
     Options,
@@ -67,6 +67,22 @@ def begin(
     input_features: Tensor | None,
     generation_config: GenerationConfig | None,
     *,
+    streamer: Any = None,
+    **asked: Any,
+) -> tuple[Transcription, GenerationConfig]:
+    """What a call asks for, checked: its transcription, ready to start, and its options.
+
+    The arguments are those of `generate`; further ones are the rest of `Options` and fields of GenerationConfig.
+    """
+    with told_of_errors(streamer):
+        return _begin(model, input_features, generation_config, streamer=streamer, **asked)
+
+
+def _begin(
+    model: Any,
+    input_features: Tensor | None,
+    generation_config: GenerationConfig | None,
+    *,
     logits_processor: Iterable[Any] | None = None,
     stopping_criteria: Iterable[Any] | None = None,
     prefix_allowed_tokens_fn: Callable[[int, Tensor], Sequence[int]] | None = None,
@@ -85,10 +101,6 @@ def begin(
     generator: Any = None,
     **kwargs: Any,
 ) -> tuple[Transcription, GenerationConfig]:
-    """What a call asks for, checked: its transcription, ready to start, and its options.
-
-    The arguments are those of `generate`; kwargs are the rest of `Options` and fields of GenerationConfig.
-    """
     check_guests(
         generation_config, logits_processor, stopping_criteria, prefix_allowed_tokens_fn, streamer, assistant_model
     )
@@ -111,6 +123,8 @@ def begin(
         raise GenerationError(f"{sorted(extra)[0]!r} cannot be passed to Whisper's generate(); leave it out{hint}.")
     features, lengths = _features(model, input_features, attention_mask, encoder_outputs)
     is_long = int(lengths.max()) > model.config.window_frames if encoder_outputs is None else False
+    if config.decoder_start_token_id is not None:
+        as_ids("decoder_start_token_id", config.decoder_start_token_id, model.config.vocab_size)
     options = _options(
         model,
         config,
@@ -182,6 +196,9 @@ def _features(
             raise GenerationError("there is nothing to transcribe: pass input_features (batch, mel bins, frames).")
         rows = len(as_encoder_output(encoder_outputs)[0])
         return None, torch.full((rows,), window)
+    # Features of recordings that are made as they are read are no tensor, but look like one.
+    if not hasattr(features, "dim"):
+        raise ShapeError(not_features(features))
     if features.dim() != 3 or features.shape[1] != model.config.num_mel_bins or not features.shape[0]:
         raise ShapeError(
             f"input_features is of shape {tuple(features.shape)}; (batch, {model.config.num_mel_bins}, frames) is "
@@ -189,6 +206,7 @@ def _features(
         )
     batch, _, frames = features.shape
     if mask is not None:
+        mask = as_ids("attention_mask", mask)
         if tuple(mask.shape) != (batch, frames):
             raise ShapeError(
                 f"attention_mask is of shape {tuple(mask.shape)}; (batch, frames) = {(batch, frames)} is needed."

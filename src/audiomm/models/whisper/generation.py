@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...base.errors import GenerationError
+from ...base.errors import GenerationError, NumericalError
 from ...base.hub import Source
 from ...base.outputs import ModelOutput
 from ...generation import GenerationConfig, GenerationMixin
@@ -360,6 +360,7 @@ class WhisperForConditionalGeneration(OpenAIFace, GenerationMixin, WhisperSeq2Se
 
         Raises:
             GenerationError: The model knows no languages.
+            NumericalError: The model gave NaN.
         """
         config = (generation_config or self.generation_config).filled()
         ids = language_ids(config)
@@ -374,6 +375,11 @@ class WhisperForConditionalGeneration(OpenAIFace, GenerationMixin, WhisperSeq2Se
         output = self.prefill(prompt, self.make_cache(len(prompt)), encoder_outputs=hidden)
         table = torch.tensor(sorted(ids.values()), device=prompt.device)
         scores = output["logits"][:, -1].float().index_select(-1, table)
+        if bool(scores.isnan().any()):
+            raise NumericalError(
+                "the scores of the languages hold NaN, so none can be chosen. Check the features for NaN or infinity, "
+                "and the dtype for overflow."
+            )
         best = table[scores.argmax(dim=-1)]
         if not return_probabilities:
             return best

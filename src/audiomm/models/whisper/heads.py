@@ -12,6 +12,7 @@ from ...base.errors import ShapeError
 from ...base.outputs import CausalLMOutput, ModelOutput, Seq2SeqLMOutput, SequenceClassifierOutput
 from ...generation import GenerationConfig, GenerationMixin
 from ...layers.cache import Cache
+from ...layers.embedding import check_token_ids
 from ...layers.quick import WithQuickStep
 from ...layers.regions import recorder
 from .config import WhisperConfig
@@ -58,14 +59,21 @@ class WhisperWithTokenHead(WithQuickStep, WhisperPreTrainedModel):
         self, input_ids: Tensor, cache: Cache, mask: Tensor | None, encoded: Tensor | None, keep: int, **flags: bool
     ) -> ModelOutput:
         record = recorder()
-        if record is not None and not any(flags.values()):
-
-            def read(ids: Tensor, mask: Tensor | None, encoded: Tensor | None) -> tuple[Tensor, ...]:
-                return (self._decode_prompt(ids, cache, mask, encoded, keep)["logits"],)
-
-            (logits,) = record(self, ("prompt", keep), read, input_ids, mask, encoded, cache=cache)
-            return Seq2SeqLMOutput(logits=logits, past_key_values=cache)
+        # Asked for here: torch before 2.7 cannot compile how it is found.
         quick = self.quick_step()
+        if record is None or any(flags.values()):
+            return self._read_prompt(quick, input_ids, cache, mask, encoded, keep, **flags)
+
+        def read(ids: Tensor, mask: Tensor | None, encoded: Tensor | None) -> tuple[Tensor, ...]:
+            return (self._read_prompt(quick, ids, cache, mask, encoded, keep)["logits"],)
+
+        (logits,) = record(self, ("prompt", keep), read, input_ids, mask, encoded, cache=cache)
+        return Seq2SeqLMOutput(logits=logits, past_key_values=cache)
+
+    def _read_prompt(
+        self, quick: Any, input_ids: Tensor, cache: Cache, mask: Tensor | None, encoded: Tensor | None, keep: int,
+        **flags: bool,
+    ) -> ModelOutput:  # fmt: skip
         if encoded is not None and quick is not None and cache.cross(0) is None and not torch.is_grad_enabled():
             quick.hear(encoded, cache)
         decoded = self.model.decoder(
@@ -156,8 +164,10 @@ class WhisperSeq2Seq(WhisperWithTokenHead):
 
         Raises:
             ShapeError: More labels than max_target_positions.
+            InputError: Labels or ids that are none of this model; on a GPU they are not read, which would hold it up.
         """
         if labels is not None:
+            check_token_ids(labels, self.config.vocab_size, "labels", ignored=IGNORED_LABEL, wait=False)
             if labels.shape[1] > self.config.max_target_positions:
                 raise ShapeError(
                     f"labels are {labels.shape[1]} tokens long; at most max_target_positions="
@@ -166,6 +176,8 @@ class WhisperSeq2Seq(WhisperWithTokenHead):
             use_cache = False
             if decoder_input_ids is None and decoder_inputs_embeds is None:
                 decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
+        elif decoder_input_ids is not None:
+            check_token_ids(decoder_input_ids, self.config.vocab_size, "decoder_input_ids", wait=False)
         decoded = self.model(
             input_features=input_features,
             attention_mask=attention_mask,

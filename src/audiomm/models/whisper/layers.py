@@ -122,7 +122,8 @@ class CrossWatch(PassThrough):
 
     def scores(self) -> Tensor:
         """(rows, heads, tokens, positions) of float32, before softmax; heads in the order of layers."""
-        return torch.cat([self._found[layer] for layer in sorted(self._found)], dim=1)
+        found = [self._found[layer] for layer in sorted(self._found)]
+        return found[0] if len(found) == 1 else torch.cat(found, dim=1)
 
 
 class WhisperEncoderLayer(nn.Module):

@@ -172,6 +172,8 @@ class WhisperEncoder(WhisperPreTrainedModel):
         return self._quick.get(self, lambda: QuickEncoder.of(self))
 
     def _check(self, features: Tensor) -> None:
+        if not isinstance(features, Tensor):
+            raise ShapeError(not_features(features))
         expected = (self.config.num_mel_bins, self.config.window_frames)
         if features.dim() != 3 or tuple(features.shape[1:]) != expected:
             raise ShapeError(
@@ -179,6 +181,14 @@ class WhisperEncoder(WhisperPreTrainedModel):
                 f"{expected[0]} mel bins and {expected[1]} frames, one whole window. WhisperFeatureExtractor pads "
                 "shorter audio to it; generate() takes longer audio."
             )
+
+
+def not_features(value: Any) -> str:
+    """What is wrong with features that are no tensor."""
+    return (
+        f"input_features is a {type(value).__name__}: a tensor is needed, as the processor gives it for audio with "
+        "return_tensors='pt'; its answer is passed as model(**answer) or model.generate(**answer)."
+    )
 
 
 class WhisperDecoder(WhisperPreTrainedModel):
@@ -308,6 +318,11 @@ def _positions(mask: Tensor | None, count: int) -> Tensor | None:
         return None
     if mask.dim() != 2:
         raise ShapeError(f"the decoder's attention mask is of shape {tuple(mask.shape)}; (rows, tokens) is needed.")
+    if mask.shape[1] < count:
+        raise ShapeError(
+            f"the decoder's attention mask is of shape {tuple(mask.shape)}, but there are {count} tokens: one entry is "
+            "needed for each, and for those in the cache."
+        )
     real = mask.bool()
     positions = (real.long().cumsum(dim=1) - 1).masked_fill(~real, -1)
     return positions[:, -count:]
@@ -355,7 +370,15 @@ class WhisperModel(WhisperPreTrainedModel):
             output = self.encoder(features, head_mask=head_mask, **flags)
             assert isinstance(output, BaseModelOutput), "the encoder was asked for a dataclass"
             return output
-        return as_encoder_output(encoder_outputs)
+        output = as_encoder_output(encoder_outputs)
+        states = output.last_hidden_state
+        if not isinstance(states, Tensor) or states.dim() != 3 or states.shape[2] != self.config.d_model:
+            shape = tuple(getattr(states, "shape", ()))
+            raise ShapeError(
+                f"encoder_outputs are of shape {shape}; (batch, positions, d_model={self.config.d_model}) is needed: "
+                "are they another model's?"
+            )
+        return output
 
     def _augment(self, features: Tensor, mask: Tensor | None) -> Tensor:
         config = self.config

@@ -122,6 +122,9 @@ class Options:
                 f"hallucination_silence_threshold={silence} looks at how long words are and how likely: it needs "
                 "word_timestamps=True."
             )
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
         for temperature in self.temperatures:
             if temperature is not None and not 0 <= temperature < math.inf:
                 raise GenerationError(f"temperature={temperature}: 0 (greedy) or a number above it is needed.")
