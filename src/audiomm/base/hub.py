@@ -191,11 +191,8 @@ def pointer_hint(path: str | os.PathLike[str]) -> str:
     """What to do where git has left its pointer in the place of a large file; "" for any other file."""
     with open(path, "rb") as file:
         is_pointer = file.read(40).startswith(b"version https://git-lfs")
-    return (
-        "it is a pointer of Git LFS to the file. Run `git lfs pull` in its folder, or download it."
-        if is_pointer
-        else ""
-    )
+    hint = "it is a pointer of Git LFS to the file. Run `git lfs pull` in its folder, or download it."
+    return hint if is_pointer else ""
 
 
 def write_json(path: str | os.PathLike[str], content: dict[str, Any]) -> None:

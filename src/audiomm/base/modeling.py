@@ -444,7 +444,7 @@ class PreTrainedModel(nn.Module):
             one, other = weights.get(name), weights.get(source)
             if one is None or other is None or one.is_meta or one.data_ptr() == other.data_ptr():
                 continue
-            if one.shape != other.shape or not torch.equal(one.to(other.device), other):
+            if one.shape != other.shape or not torch.equal(one.to(other), other):
                 raise SaveError(
                     f"{name} and {source} hold different values, but config.tie_word_embeddings=True says that they "
                     "are one: a file would lose one of them. Set it to False to keep both, or call tie_weights()."
