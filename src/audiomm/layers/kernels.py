@@ -112,7 +112,8 @@ def _strong_gelu_times(gate, other, result, gate_stride, other_stride, width, de
     mean = tl.sum(gates, axis=0) / width
     distances = tl.where(columns < width, gates - mean, 0.0)
     deviation = tl.sqrt(tl.sum(distances * distances, axis=0) / width)
-    strong = tl.maximum(distances - deviation * deviations, 0.0)
+    beyond = distances - deviation * deviations
+    strong = tl.where(beyond < 0.0, 0.0, beyond)  # which leaves NaN what it is
     made = gelu(strong) * load_row(other + row * other_stride, columns, width)
     tl.store(result + row * width + columns, made.to(result.dtype.element_ty), mask=columns < width)
 
