@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,24 @@ def test_a_folder_goes_through_every_door(checkpoint: Path) -> None:
     assert torch.equal(backbone.model.encoder.conv1.weight, model.encoder.conv1.weight)
     converter = presets.AudioConverter.from_preset(checkpoint, max_audio_length=2)
     assert isinstance(converter, presets.WhisperAudioConverter) and converter.num_mels == 8
+
+
+@pytest.mark.parametrize(
+    "door",
+    ["Gemma4Backbone", "Gemma3nCausalLM", "Gemma4Tokenizer", "Gemma4ImageConverter", "Gemma4VideoConverter",
+     "Gemma4CausalLMPreprocessor", "Gemma3nAudioConverter", "Gemma4AudioConverter", "Gemma3nTokenizer"],
+)  # fmt: skip
+def test_a_folder_of_another_family_is_refused(checkpoint: Path, door: str) -> None:
+    with pytest.raises(CheckpointNotFoundError, match="is a checkpoint of whisper, but one of gemma"):
+        getattr(presets, door).from_preset(checkpoint)
+
+
+@pytest.mark.parametrize("door", ["WhisperBackbone", "Backbone", "AudioConverter", "WhisperAudioConverter"])
+def test_a_folder_in_keras_hubs_own_form_is_told(tmp_path: Path, door: str) -> None:
+    config = {"class_name": "WhisperBackbone", "registered_name": "keras_hub>WhisperBackbone", "config": {}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointNotFoundError, match="keras-hub's own form are not read"):
+        getattr(presets, door).from_preset(tmp_path)
 
 
 def test_the_converter_is_that_of_the_family(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from . import auto
 from .base.errors import InputError, ShapeError
-from .base.presets import PRESETS, FromPreset, hub_id_of
+from .base.presets import PRESETS, FromPreset, checkpoint_of
 from .feature_extraction import audio_converter as converters
 from .models.gemma4.preprocessor import Gemma4CausalLMPreprocessor
 from .models.whisper.config import WhisperConfig
@@ -64,14 +64,14 @@ class _Door(FromPreset):
         """Load by a preset's name, a folder or a hub id.
 
         Args:
-            preset: See `base.presets.hub_id_of`.
+            preset: A preset's name, a folder or a hub id.
             load_weights: False gives a model its size and initial weights.
             **kwargs: Options of `from_pretrained`: dtype, device_map, revision, token, ...
 
         Raises:
-            CheckpointNotFoundError: There is no such preset or checkpoint.
+            CheckpointNotFoundError: There is no such preset or checkpoint, or it is another family's.
         """
-        name = hub_id_of(preset, cls.families)
+        name = checkpoint_of(preset, cls.families, **kwargs)
         loader = getattr(auto, cls.auto_class)
         if load_weights:
             return loader.from_pretrained(name, **kwargs)
@@ -200,13 +200,13 @@ class AudioConverter(FromPreset):
             CheckpointNotFoundError: There is no such preset or checkpoint.
             InputError: The checkpoint's family is not known.
         """
-        name = hub_id_of(preset)
+        name = checkpoint_of(preset)
         family = PRESETS[str(preset)][0] if str(preset) in PRESETS else auto.AutoConfig.from_pretrained(name).model_type
         if family not in cls.kinds:
             raise InputError(
                 f"{name!r} is of the family {family!r}; audio converters are there for {', '.join(cls.kinds)}."
             )
-        return cls.kinds[family].from_preset(name, **overrides)
+        return cls.kinds[family].from_preset(preset, **overrides)
 
 
 WhisperAudioConverter = converters.WhisperAudioConverter

@@ -64,6 +64,9 @@ class FakeGraphs:
     fails = False
     is_view: Any = None
 
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
     @classmethod
     def clear(cls) -> None:
         cls.captures, cls.replays, cls.warm_ups, cls.generators, cls.fails = 0, 0, 0, [], False

@@ -21,6 +21,7 @@ from audiomm.generation import (
     runners,
     step,
 )
+from audiomm.layers.experts import Experts
 from audiomm.models.gemma3n import Gemma3nForCausalLM, Gemma3nTextConfig
 
 EOS = 90
@@ -363,3 +364,41 @@ def test_inductor_compiles_the_step_once_for_calls_of_200_steps(hear):
     for _ in range(2):
         assert torch.equal(hear(**options, compile_config=CompileConfig(mode="default")), plain)
     assert graph_count() == 1
+
+
+def test_a_step_that_would_wait_for_the_device_is_not_captured(gemmas, graphs, monkeypatch):
+    model = gemmas._SIZES_4.make("experts")
+    ids = torch.randint(5, 90, (2, 6))
+    options = {"max_new_tokens": 20, "eos_token_id": None, "do_sample": False}
+    wanted = model.generate(ids, **options, **PLAIN)
+    monkeypatch.setattr(Experts, "waits", lambda experts, tokens: tokens > 1)
+    assert torch.equal(model.generate(ids, **options), wanted)
+    assert graphs.captures == graphs.warm_ups == 0
+    model.generate(ids[:1], **options)
+    assert graphs.captures == 1
+
+
+def test_a_model_with_weights_in_several_places_is_not_captured(model, monkeypatch):
+    monkeypatch.setattr(step, "quick_step", lambda model: object())
+    assert step._can_be_captured(model, 1)
+    model.proj_out.register_parameter("elsewhere", torch.nn.Parameter(torch.zeros(1, device="meta")))
+    assert not step._can_be_captured(model, 1)
+
+
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("kind", ["dense", "gemma3n"])
+def test_the_default_type_of_new_tensors_does_not_matter(gemmas, graphs, kind, default):
+    if kind == "gemma3n":
+        model: Any = Gemma3nForCausalLM(Gemma3nTextConfig(**gemmas._SIZES_3N.TEXT)).eval()
+    else:
+        model = gemmas._SIZES_4.make(kind)
+    ids = torch.tensor([[5, 6, 7, 5, 6, 7, 5]])
+    options: list[dict[str, Any]] = [{}, {"prompt_lookup_num_tokens": 3}, {"num_beams": 2}]
+    options = [{**one, "max_new_tokens": 20, "eos_token_id": None, "do_sample": False} for one in options]
+    wanted = [model.generate(ids, **one) for one in options]
+    torch.set_default_dtype(default)
+    try:
+        found = [copy.deepcopy(model).generate(ids, **one) for one in options]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))

@@ -113,6 +113,15 @@ def test_generated_rows_become_text(text_only: Gemma4CausalLMPreprocessor, gemma
         text_only.generate_postprocess({"token_ids": row})
 
 
+def test_marks_of_turns_stay_in_the_text_though_they_are_special(gemma4_tokenizer: GemmaTokenizer) -> None:
+    turns = ["<|turn>", "<turn|>", "<|channel>", "<channel|>"]
+    gemma4_tokenizer.add_special_tokens({"additional_special_tokens": turns}, replace_extra_special_tokens=False)
+    assert set(turns) <= set(gemma4_tokenizer.all_special_tokens)
+    preprocessor = Gemma4CausalLMPreprocessor(gemma4_tokenizer)
+    chat = "<|turn>user\nhello<turn|>\n<|turn>model\n<|channel>he<channel|>the<turn|>"
+    assert preprocessor.generate_postprocess(preprocessor.generate_preprocess(chat + "<eos>")) == chat
+
+
 @pytest.mark.parametrize(
     ("x", "words"),
     [
@@ -325,6 +334,24 @@ def test_media_are_given_for_each_prompt(everything: Gemma4CausalLMPreprocessor,
     assert x["pixel_values"].shape[:2] == (1, 2)
 
 
+def test_the_only_prompt_of_a_batch_takes_its_medium_as_it_is(
+    everything: Gemma4CausalLMPreprocessor, picture: Maker, clip: Maker
+) -> None:
+    frames = np.stack([picture(seed=seed) for seed in range(4)])
+    for mark, name, medium in (
+        ("<|image|>", "images", picture()),
+        ("<|audio|>", "audio", clip()),
+        ("<|audio|>", "audio", clip().tolist()),
+        ("<|video|>", "videos", frames),
+        ("<|video|>", "videos", list(frames)),
+    ):
+        texts = {"prompts": [f"a {mark} b"], "responses": ["c"]}
+        found, listed = everything({**texts, name: medium})[0], everything({**texts, name: [medium]})[0]
+        assert all(found[entry].equal(listed[entry]) for entry in listed)
+    with pytest.raises(InputError, match="2 prompts but media for"):
+        everything({"prompts": ["<|audio|>"] * 2, "responses": [""] * 2, "audio": clip()})
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -357,6 +384,8 @@ def test_a_preprocessor_comes_from_a_checkpoint(
         tmp_path, sequence_length=200, max_images_per_prompt=1, num_vision_tokens_per_image=70
     )
     assert made.audio_converter is not None and made.sequence_length == 200
+    assert (made.num_frames_per_video, made.num_vision_tokens_per_frame) == (3, 70)  # the folder's
+    assert Gemma4CausalLMPreprocessor.from_preset(tmp_path, num_frames_per_video=5).num_frames_per_video == 5
     assert made.generate_preprocess({"prompts": "<|image|>", "images": picture()})["vision_mask"].sum() == 60
     assert set(Gemma4CausalLMPreprocessor.presets) >= {"gemma4_2b", "gemma4_instruct_31b"}
     with pytest.raises(CheckpointNotFoundError, match="did you mean|Did you mean 'gemma4_31b'"):

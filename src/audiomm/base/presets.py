@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from typing_extensions import Self
 
 from .errors import CheckpointNotFoundError
+from .hub import Source, read_json
 
 #: keras-hub's name -> (family, hub id, what it is).
 PRESETS: dict[str, tuple[str, str, str]] = {
@@ -46,6 +47,7 @@ PRESETS: dict[str, tuple[str, str, str]] = {
 
 _PREFIXES = ("hf://",)
 _STORES = ("kaggle://", "modelscope://")
+_OWN_FORM = "files in keras-hub's own form are not read; pass a preset's name, or a checkpoint in transformers' form."
 
 
 def hub_id_of(preset: str | os.PathLike[str], families: tuple[str, ...] = ()) -> str:
@@ -67,7 +69,7 @@ def hub_id_of(preset: str | os.PathLike[str], families: tuple[str, ...] = ()) ->
             )
         return hub_id
     if name.startswith(_STORES):
-        raise CheckpointNotFoundError(f"{name!r}: files in keras-hub's own form are not read; pass a preset's name.")
+        raise CheckpointNotFoundError(f"{name!r}: {_OWN_FORM}")
     for prefix in _PREFIXES:
         name = name.removeprefix(prefix)
     if "/" not in name and not Path(name).is_dir():
@@ -75,6 +77,33 @@ def hub_id_of(preset: str | os.PathLike[str], families: tuple[str, ...] = ()) ->
         close = difflib.get_close_matches(name, known, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise CheckpointNotFoundError(f"there is no preset {name!r}; known are {', '.join(known)}.{hint}")
+    return name
+
+
+def checkpoint_of(preset: str | os.PathLike[str], families: tuple[str, ...] = (), **options: Any) -> str:
+    """What `hub_id_of` gives, after a look at whose files lie there.
+
+    Args:
+        preset: As for `hub_id_of`.
+        families: Families that are wanted; any when empty.
+        **options: Of the hub; others are not looked at.
+
+    Raises:
+        CheckpointNotFoundError: As of `hub_id_of`, or a folder or repository holds another family's checkpoint, or
+            keras-hub's own files.
+    """
+    name = hub_id_of(preset, families)
+    if name != str(preset) and str(preset) in PRESETS:
+        return name
+    path = Source.take(name, dict(options)).find("config.json")
+    config = {} if path is None else read_json(path)
+    if "registered_name" in config:
+        raise CheckpointNotFoundError(f"{name!r}: {_OWN_FORM}")
+    kind = config.get("model_type")
+    if families and kind is not None and not str(kind).startswith(families):
+        raise CheckpointNotFoundError(
+            f"{name!r} is a checkpoint of {kind}, but one of {', '.join(families)} is needed."
+        )
     return name
 
 
@@ -106,4 +135,4 @@ class FromPreset:
         Raises:
             CheckpointNotFoundError: There is no such preset or checkpoint.
         """
-        return cls.from_pretrained(hub_id_of(preset, cls.families), **kwargs)  # type: ignore[attr-defined]
+        return cls.from_pretrained(checkpoint_of(preset, cls.families, **kwargs), **kwargs)  # type: ignore[attr-defined]

@@ -17,7 +17,7 @@ from torch.nn import functional
 from typing_extensions import Self
 
 from ..base.errors import ConfigError
-from ..base.presets import FromPreset, hub_id_of
+from ..base.presets import FromPreset, checkpoint_of
 from .base import FeatureExtractionMixin, SequenceFeatureExtractor
 from .usm import Gemma3nAudioFeatureExtractor, Gemma4AudioFeatureExtractor
 from .whisper import WhisperFeatureExtractor
@@ -58,7 +58,7 @@ class AudioConverter(FromPreset):
             preset: A preset's name, or a folder or hub id with a preprocessor_config.json or processor_config.json.
             **overrides: Constructor arguments that go before the file's.
         """
-        extractor: FeatureExtractionMixin = cls.extractor_class.from_pretrained(hub_id_of(preset, cls.families))
+        extractor: FeatureExtractionMixin = cls.extractor_class.from_pretrained(checkpoint_of(preset, cls.families))
         settings = {name: getattr(extractor, source) for name, source in cls.from_extractor.items()}
         return cls(**{**settings, **overrides})
 

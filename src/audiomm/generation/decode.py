@@ -254,7 +254,7 @@ class StopFlag:
             answer = earlier.tolist()
         later.copy_(numbers, non_blocking=True)
         self._copied = torch.cuda.Event()
-        self._copied.record()
+        self._copied.record(torch.cuda.current_stream(numbers.device))
         self._answers = [later, earlier]
         return answer
 

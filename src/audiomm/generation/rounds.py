@@ -32,6 +32,8 @@ from .stopping import EosTokenCriteria
 
 #: Drafts of a round at most: layers with a window can take back so many tokens.
 MOST_DRAFTS = SPARE // 2
+#: A round reads as many tokens as wait for the device if any number does.
+MANY_TOKENS = 64
 
 
 @contextmanager
@@ -56,7 +58,7 @@ def round_places(
 def _may_run(request: DecodeRequest) -> bool:
     config, length = request.config, request.prompt.shape[1]
     return (
-        mode_of(request) != "plain"
+        mode_of(request, MANY_TOKENS) != "plain"
         and not config.do_sample
         and (config.num_return_sequences or 1) == 1
         and not request.warpers
@@ -72,7 +74,7 @@ def _may_draft(request: DecodeRequest, own: DecodeRequest) -> bool:
     model: Any = own.model
     if next(model.parameters()).device != next(request.model.parameters()).device:  # type: ignore[attr-defined]
         return False
-    return shelf_of(model) is not None if drafts_from_states(own) else mode_of(own) != "plain"
+    return shelf_of(model) is not None if drafts_from_states(own) else mode_of(own, MANY_TOKENS) != "plain"
 
 
 def fits(request: DecodeRequest, state: DecodeState) -> bool:
@@ -160,8 +162,8 @@ class Rounds:
         self.limit = torch.zeros(1, dtype=torch.long, device=device)
         self.counts = torch.zeros(4, dtype=torch.long, device=device)
         #: (rows, columns) float32, beside the tokens: their scores and log-probabilities.
-        self.scores = torch.zeros(rows, columns, device=device)
-        self.logprobs = None if state.chosen is None else torch.zeros(rows, columns, device=device)
+        self.scores = torch.zeros(rows, columns, dtype=torch.float32, device=device)
+        self.logprobs = None if state.chosen is None else torch.zeros_like(self.scores)
         self._units: dict[int, tuple[Round, Runner]] = {}
         for drafts in (0, count):
             choice = Choice(request, logits.new_empty(rows * (drafts + 1), logits.shape[1]))
@@ -234,7 +236,7 @@ class Round:
         device, places = rounds.going.device, len(rounds.going) * (count + 1)
         every = torch.ones(places, dtype=torch.bool, device=device)
         token = torch.zeros(places, dtype=torch.long, device=device)
-        score, logprob = torch.zeros(2, places, device=device)
+        score, logprob = torch.zeros(2, places, dtype=torch.float32, device=device)
         self._slot = Slot(every, every.clone(), token, score, None if rounds.logprobs is None else logprob)
 
     def whole(self) -> None:

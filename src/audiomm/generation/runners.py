@@ -169,27 +169,42 @@ class Compiled(Runner):
         unit.rest()
 
 
-class Graphs:
-    """CUDA graphs, all in one pool of memory: they are replayed one after the other, on one stream."""
+#: Torch allows one capture at a time in a process.
+_CAPTURING = threading.Lock()
 
-    def __init__(self) -> None:
-        self._pool = torch.cuda.graph_pool_handle()
+
+class Graphs:
+    """CUDA graphs, all in one pool of memory: they are replayed one after the other, on one stream.
+
+    Args:
+        device: Where they work; it need not be the current one.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
 
     def warm(self, function: Callable[[], None]) -> None:
-        """Run a function for the first times, on a stream of its own as capture asks for."""
-        stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
-        stream.wait_stream(current)
-        with torch.cuda.stream(stream):
+        """Run a function for the first times, on the stream that it is to be captured on."""
+        current = torch.cuda.current_stream(self._stream.device)
+        self._stream.wait_stream(current)
+        # Its device is the current one there, too.
+        with torch.cuda.stream(self._stream):
             function()
-        current.wait_stream(stream)
+        current.wait_stream(self._stream)
 
     def capture(self, function: Callable[[], None], generators: list[Generator]) -> Callable[[], None]:
         """Record what a function would do, without doing it; what comes back does it."""
         graph = torch.cuda.CUDAGraph()
         for generator in generators:
             graph.register_generator_state(generator)
-        # Other threads may go on allocating meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        options: dict[str, Any] = {"pool": self._pool, "stream": self._stream}
+        # Other threads may go on allocating meanwhile. The outer of the two streams, which are one, is left even where
+        # capture fails.
+        with (
+            _CAPTURING,
+            torch.cuda.stream(self._stream),
+            torch.cuda.graph(graph, capture_error_mode="thread_local", **options),
+        ):
             function()
         replay: Callable[[], None] = graph.replay
         return replay
@@ -264,6 +279,6 @@ def make_runner(
     if not _is_captured_on(device):
         return inner
     key = surroundings(device)[:2]
-    graphs = _GRAPHS.setdefault(key, _GRAPHS.get(key) or Graphs())
+    graphs = _GRAPHS.setdefault(key, _GRAPHS.get(key) or Graphs(device))
     given = [] if generators is None else [generators] if isinstance(generators, Generator) else list(generators)
     return Captured(graphs, given, inner)

@@ -211,7 +211,7 @@ class _Apart:
     def _choose(self, texts: Texts, logits: Tensor, takes: Tensor) -> Slot:
         """Choose the next token of each row, and write it down for those (rows,) that take it."""
         state, column = self._state, texts.columns(0, 1)
-        score, chosen = torch.zeros(2, len(takes), device=takes.device)
+        score, chosen = torch.zeros(2, len(takes), dtype=torch.float32, device=takes.device)
         token, keep = torch.zeros_like(column[:, 0]), None if state.chosen is None else chosen
         slot = Slot(going=takes, still_going=torch.zeros_like(takes), token=token, picked=score, chosen=keep)
         self._choice.pick(texts.tokens, texts.ruled(self._request.processors, logits), slot)

@@ -29,8 +29,13 @@ from .stopping import EosTokenCriteria, MaxLengthCriteria, MaxTimeCriteria
 FEWEST_STEPS, SHORTEST_ROOM = 8, 64
 
 
-def mode_of(request: DecodeRequest) -> Mode:
-    """How the steps of a run can be taken, by its config and the device; single rules may still say no."""
+def mode_of(request: DecodeRequest, tokens: int | None = None) -> Mode:
+    """How steps can be taken, by the run's config and the device; single rules may still say no.
+
+    Args:
+        request: The run.
+        tokens: That a step reads; one for each prompt, if None.
+    """
     config, model = request.config, request.model
     asks_for_more = bool(request.flags) or config.output_scores or config.output_logits or request.streamer is not None
     on_host = {EosTokenCriteria, MaxLengthCriteria, MaxTimeCriteria}
@@ -39,8 +44,17 @@ def mode_of(request: DecodeRequest) -> Mode:
     if request.past is not None or not isinstance(model, nn.Module) or not hasattr(model, "quick_step"):
         return "plain"
     mode = device_mode(config, request.prompt.device)
+    return "plain" if mode == "captured" and not _can_be_captured(model, tokens or len(request.prompt)) else mode
+
+
+def _can_be_captured(model: nn.Module, tokens: int) -> bool:
     # What a graph has recorded does not see that a module was changed; a model with a quick step is as it was.
-    return mode if mode != "captured" or quick_step(model) is not None else "plain"
+    step = quick_step(model)
+    if step is None or len({weight.device for weight in model.parameters()}) > 1:
+        return False
+    # A failed capture is not to be tried: torch does not leave it cleanly.
+    waits = getattr(step, "waits", None)
+    return waits is None or not waits(tokens)
 
 
 class Workplace:
@@ -105,7 +119,7 @@ def workplace(request: DecodeRequest, copies: int, rows: int | None = None) -> I
         copies: Rows that a prompt becomes.
         rows: Of the place; as many as there are prompts, if None.
     """
-    mode = mode_of(request)
+    mode = mode_of(request, rows or len(request.prompt) * copies)
     if mode == "plain":
         yield None
         return
@@ -155,13 +169,15 @@ class StepUnit:
         #: (rows,) the newest tokens.
         self._token = torch.zeros(rows, dtype=torch.long, device=device)
         self._going = torch.ones(rows, dtype=torch.bool, device=device)
-        self._score, self._logprob = torch.zeros(2, rows, device=device)
+        self._score, self._logprob = torch.zeros(2, rows, dtype=torch.float32, device=device)
         #: (1,) column of the next token, and number of the step.
         self._column, self._step = torch.zeros(2, 1, dtype=torch.long, device=device)
         #: Code that only calls modules says nothing when one of them changes.
         self.is_settled = state.quick is not None
         #: (rows, vocabulary) float32 scores, where tokens are drawn from them.
-        self._scores = torch.empty(rows, choice.vocabulary, device=device) if choice.samples else None
+        self._scores = None
+        if choice.samples:
+            self._scores = torch.empty(rows, choice.vocabulary, dtype=torch.float32, device=device)
 
     def enter(self, state: DecodeState, choice: Choice) -> None:
         """Go on from where a run stands.

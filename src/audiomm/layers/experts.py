@@ -90,6 +90,16 @@ class Experts(nn.Module):
             return self._grouped(hidden, weights, chosen)
         return self.looped(hidden, weights, chosen)
 
+    def waits(self, tokens: int) -> bool:
+        """Whether a decode step of so many tokens makes the host wait for a GPU, which no capture allows."""
+        weight = self.down_proj
+        if not weight.is_cuda or (tokens <= _FEW_READERS and fused.has_kernels(weight)):
+            return False
+        if not _can_group(weight, self.gate_up_proj, weight):
+            return tokens > _FEW_TOKENS
+        # Elsewhere torch asks the device where the groups end.
+        return torch.cuda.get_device_capability(weight.device)[0] not in (9, 10)
+
     def _gathered(self, hidden: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
         tokens, active = chosen.shape
         flat = chosen.flatten()

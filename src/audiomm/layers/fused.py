@@ -191,7 +191,7 @@ def _trials(device: torch.device, dtype: torch.dtype) -> Iterator[Trial]:
     maker = torch.Generator().manual_seed(0)
 
     def some(*sizes: int) -> Tensor:
-        return torch.randn(sizes, generator=maker).to(device, dtype)
+        return torch.randn(sizes, generator=maker, dtype=torch.float32, device="cpu").to(device, dtype)
 
     # Sizes that no block divides, and, of experts, with more than one block.
     chosen = torch.tensor([[3, 0], [1, 2], [3, 1]], device=device)
@@ -201,9 +201,12 @@ def _trials(device: torch.device, dtype: torch.dtype) -> Iterator[Trial]:
     yield strong_gelu_times, (*some(3, 96).chunk(2, dim=1), 0.5)
     yield turned, (some(3, 4, 2, 2, 12), *some(3, 10, 1, 2, 12).chunk(2, dim=1), 1e-6)
     yield turned, (some(3, 4, 2, 2, 12), *some(1, 8, 1, 2, 12).chunk(2, dim=1), 1e-6)
-    mask = torch.full((3, 1, 1, 300), -torch.inf)
+    mask = torch.full((3, 1, 1, 300), -torch.inf, device="cpu")
     for row, seen in enumerate((1, 70, 300)):
         mask[row, ..., :seen] = 0.0
+    # The widest head there is: what it takes of a card's memory shows here.
+    nothing = torch.zeros(1, 1, 1, 40, device=device, dtype=dtype)
+    yield attended, (some(1, 2, 512) * 0.1, *some(2, 1, 1, 40, 512), nothing)
     yield attended, (some(3, 10, 12)[:, 2:8], *some(2, 3, 2, 300, 12), mask.to(device, dtype))
     yield expert_gates, (some(3, 300), some(4, 48, 300), chosen)
     yield expert_sum, (some(3, 2, 300), some(4, 20, 300), some(3, 2), chosen)

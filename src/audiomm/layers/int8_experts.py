@@ -63,6 +63,10 @@ class Int8Experts(nn.Module):
                 setattr(self, name, scale.to(self.down_proj.device))
         return self
 
+    def waits(self, tokens: int) -> bool:
+        """`Experts.waits`."""
+        return self.down_proj.is_cuda
+
     # As `torch.compiler.disable`, which imports the compiler at once and so made two seconds of `import`.
     @_disable_dynamo
     def forward(self, hidden: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:

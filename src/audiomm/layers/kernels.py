@@ -16,8 +16,8 @@ from torch import Tensor
 #: Numbers that a program takes at once where rows need not be seen as a whole.
 _BLOCK = 1024
 
-#: Numbers of keys that a program of attention reads at once, and how many of them keep a large GPU busy.
-_KEPT, _PROGRAMS = 2**13, 256
+#: Bytes of keys that a program of attention reads at once, and how many programs keep a large GPU busy.
+_KEPT, _PROGRAMS = 2**14, 256
 
 #: Outputs and inputs of an expert that a program takes at once.
 _OUTPUTS, _INPUTS = 8, 256
@@ -233,7 +233,7 @@ def attended(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Ten
     (rows, heads, width), (_, groups, slots, _) = queries.shape, keys.shape
     each = heads // groups
     columns = max(triton.next_power_of_2(width), 16)
-    block = max(min(_KEPT // columns, 64), 16)
+    block = max(min(_KEPT // (columns * keys.element_size()), 64), 16)
     # As many programs as keep a large GPU busy, each with enough to do.
     count = max(min(triton.cdiv(slots, 4 * block), _PROGRAMS // (rows * groups)), 1)
     span = triton.cdiv(triton.cdiv(slots, count), block) * block
@@ -245,8 +245,8 @@ def attended(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Ten
         _attended, (rows * groups, count), queries, queries, keys, values, mask, parts, sizes, queries.stride(0),
         *keys.stride()[:3], 0 if len(mask) == 1 else mask.stride(0), groups, slots, span, EACH=each, WIDTH=width,
         QUERIES=max(triton.next_power_of_2(each), 16), COLUMNS=columns, SLOTS=block,
-        # What was rounded to 16 bits loses nothing there.
-        PRECISION="ieee" if queries.dtype == torch.float32 else "tf32", num_stages=1,
+        # What was rounded to 16 bits loses nothing in TF32, which is NVIDIA's.
+        PRECISION="tf32" if queries.dtype != torch.float32 and torch.version.hip is None else "ieee", num_stages=1,
     )  # fmt: skip
     launch(_joined, (rows * heads,), queries, parts, sizes, result, count, EACH=each, WIDTH=width, COLUMNS=columns)
     return result

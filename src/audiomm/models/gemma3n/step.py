@@ -312,7 +312,7 @@ def _written(made: Roomy, place: Roomy | None) -> Tensor:
 def _predicting(altup: Gemma3nTextAltUp) -> Callable[..., Tensor]:
     """What predicts the streams from what they were; see `_mixer`."""
     matrix = altup.prediction_coefs.weight.detach().float().t()
-    return _mixer(torch.eye(altup.streams, device=matrix.device), matrix)
+    return _mixer(torch.eye(altup.streams, dtype=matrix.dtype, device=matrix.device), matrix)
 
 
 def _correcting(altup: Gemma3nTextAltUp, factor: float) -> Callable[..., Tensor]:
@@ -323,7 +323,7 @@ def _correcting(altup: Gemma3nTextAltUp, factor: float) -> Callable[..., Tensor]
     streams, coefficients = altup.streams, altup.correction_coefs.weight.detach().float().t()
     matrix = coefficients.new_zeros(streams, streams, streams + 1)
     matrix[:, :, 0], matrix[:, :, -1] = -coefficients, coefficients * factor
-    kept = torch.eye(streams, streams + 1, device=matrix.device)
+    kept = torch.eye(streams, streams + 1, dtype=matrix.dtype, device=matrix.device)
     kept[:, 0] -= 1.0
     kept[:, -1] = factor
     return _mixer(kept, matrix.flatten(1))
@@ -388,7 +388,7 @@ def _sparse(mlp: Gemma3nTextMLP, deviations: float) -> Callable[[Tensor, Roomy |
     of `down` would have to lie side by side for that: a second copy, or a weight that optimizers take for another.)
     """
     gelu, weight = functional.gelu, mlp.up_proj.weight
-    shift = torch.full((len(weight),), -deviations, device=weight.device)
+    shift = torch.full((len(weight),), -deviations, dtype=torch.float32, device=weight.device)
     is_float = type(mlp.up_proj) is nn.Linear and type(mlp.down_proj) is nn.Linear
     if weight.device.type != "cpu" or not is_float or weight.numel() < LARGE:
         gate_up, down = product(mlp.gate_proj, mlp.up_proj), product_into(mlp.down_proj)

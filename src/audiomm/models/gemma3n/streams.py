@@ -172,7 +172,7 @@ def _router(altup: Gemma3nTextAltUp) -> Tensor:
 
 def _predicting(altup: Gemma3nTextAltUp) -> Mixture:
     matrix = altup.prediction_coefs.weight.detach().float().t().contiguous()
-    return Mixture(_router(altup), matrix, torch.eye(altup.streams, device=matrix.device))
+    return Mixture(_router(altup), matrix, torch.eye(altup.streams, dtype=matrix.dtype, device=matrix.device))
 
 
 def _correcting(altup: Gemma3nTextAltUp) -> Mixture:
@@ -180,7 +180,7 @@ def _correcting(altup: Gemma3nTextAltUp) -> Mixture:
     streams, coefficients = altup.streams, altup.correction_coefs.weight.detach().float().t()
     matrix = coefficients.new_zeros(streams, streams, streams + 1)
     matrix[:, :, 0], matrix[:, :, -1] = -coefficients, coefficients
-    kept = torch.eye(streams, streams + 1, device=matrix.device)
+    kept = torch.eye(streams, streams + 1, dtype=matrix.dtype, device=matrix.device)
     kept[:, 0] -= 1.0
     kept[:, -1] = 1.0
     return Mixture(_router(altup), matrix.flatten(1), kept)
@@ -214,7 +214,7 @@ def _trials(device: torch.device, dtype: torch.dtype) -> Iterator[fused.Trial]:
     maker = torch.Generator().manual_seed(0)
 
     def some(*sizes: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.randn(sizes, generator=maker).to(device, dtype)
+        return torch.randn(sizes, generator=maker, dtype=torch.float32, device="cpu").to(device, dtype)
 
     rows, scales = [some(3, 40, dtype=dtype) for _ in range(3)], [some(40, dtype=dtype) for _ in range(2)]
     yield predicted, (some(4, 3, 40), Mixture(some(4, 40), some(4, 16), some(4, 4)), scales[0], 1e-6)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from ...base.errors import InputError
+from ...feature_extraction.placeholders import Rows
 
 
 def shares(lengths: Sequence[int], budget: int) -> list[int]:
@@ -21,6 +23,37 @@ def shares(lengths: Sequence[int], budget: int) -> list[int]:
         return [first, second]
     kept = min(first, max(budget - second, (budget + 1) // 2))
     return [kept, min(second, budget - kept)]
+
+
+def media_of(media: Any, is_batch: bool, prompts: int, is_one: Callable[[Any], bool]) -> Rows | None:
+    """Media with the count of each prompt.
+
+    Args:
+        media: An entry (a medium or a list of them) for each prompt; of one prompt also the medium itself.
+        is_batch: Whether the prompts are a list.
+        prompts: How many there are.
+        is_one: Whether something is a single medium.
+
+    Raises:
+        InputError: There are not as many entries as prompts.
+    """
+    if media is None:
+        return None
+    if not is_batch:
+        rows = Rows.of(media, is_one)
+        return None if rows is None else Rows(rows.items, [len(rows.items)])
+    is_array = isinstance(media, (np.ndarray, torch.Tensor))
+    if prompts == 1 and is_one(media) and not (is_array and len(media) == 1):
+        media = [media]
+    elif is_array or not is_one(media):
+        media = list(media)
+    if not isinstance(media, list) or len(media) != prompts:
+        found = len(media) if isinstance(media, list) else 1
+        raise InputError(f"{prompts} prompts but media for {found}; pass one entry for each prompt.")
+    each = [None if row is None else Rows.of(row, is_one) for row in media]
+    lists = [[] if rows is None else rows.items for rows in each]
+    items = [item for row in lists for item in row]
+    return Rows(items, [len(row) for row in lists]) if items else None
 
 
 def indices_of(mask: Tensor, slots: int) -> Tensor:

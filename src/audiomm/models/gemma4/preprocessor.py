@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import Self
@@ -26,9 +25,12 @@ from ...feature_extraction.base import PROCESSOR_FILE
 from ...feature_extraction.image import Gemma4UnifiedImageProcessor
 from ...feature_extraction.placeholders import Rows, check_counts, expand, is_clip, is_image, is_video, marks
 from ...feature_extraction.raw_frames import Gemma4UnifiedAudioFeatureExtractor
-from .packing import clips_made_before, clips_of, indices_of, pictures_made_before, pictures_of, shares
+from .packing import clips_made_before, clips_of, indices_of, media_of, pictures_made_before, pictures_of, shares
 from .processing import Gemma4Processor, Gemma4UnifiedProcessor, time_stamp
 from .tokenizer import VIDEO_TOKEN, GemmaTokenizer
+
+#: Tokens that the text of an answer is without.
+_LEFT_OUT = ("bos", "eos", "pad", "image", "eoi", "video", "audio", "boa", "eoa")
 
 
 @dataclass
@@ -152,6 +154,9 @@ class Gemma4CausalLMPreprocessor(FromPreset):
             "audio_converter": processor.feature_extractor,
             "video_converter": processor.video_processor,
         }
+        video = own.get("video_converter", processor.video_processor)
+        if video is not None and video.num_frames is not None:
+            parts |= {"num_frames_per_video": video.num_frames, "num_vision_tokens_per_frame": video.max_soft_tokens}
         return cls(**{**parts, **own})
 
     @property
@@ -173,7 +178,8 @@ class Gemma4CausalLMPreprocessor(FromPreset):
 
         Args:
             x: "prompts" and "responses" (text, or a list of texts each), and "images", "videos", "audio" for the marks
-                in the prompts, one entry (a medium or a list of them) for each prompt; or, made before,
+                in the prompts, one entry (a medium or a list of them) for each prompt (one prompt: also the medium
+                itself); or, made before,
                 "pixel_values" with "pixel_position_ids" (prompts, pictures, patches, ...) and "audio_mel" with
                 "audio_mel_mask" (prompts, clips, frames, ...).
             y: Not used; labels are the responses.
@@ -222,7 +228,10 @@ class Gemma4CausalLMPreprocessor(FromPreset):
         return inputs if batch.is_batch else {name: value[0] for name, value in inputs.items()}
 
     def generate_postprocess(self, x: Mapping[str, Any]) -> str | list[str]:
-        """Text of {"token_ids", "padding_mask"}: padding and special tokens left out, `<|image>` kept.
+        """Text of {"token_ids", "padding_mask"} without padding, `<bos>`, `<eos>` and the marks of media.
+
+        `<|image>` stays, as with keras-hub, and so do the marks of turns, thoughts and tools: they tell whose words
+        follow.
 
         Raises:
             InputError: An entry is missing.
@@ -232,9 +241,10 @@ class Gemma4CausalLMPreprocessor(FromPreset):
         ids, mask = plain_list(x["token_ids"]), plain_list(x["padding_mask"])
         is_batch = bool(ids) and isinstance(ids[0], list)
         rows = zip(ids, mask, strict=True) if is_batch else [(ids, mask)]
-        dropped = set(self.tokenizer.all_special_ids) - {self.tokenizer.boi_token_id}
+        tokenizer = self.tokenizer
+        dropped = {getattr(tokenizer, f"{name}_token_id") for name in _LEFT_OUT}
         texts = [
-            self.tokenizer.decode([token for token, real in zip(*row, strict=True) if real and token not in dropped])
+            tokenizer.decode([token for token, real in zip(*row, strict=True) if real and token not in dropped])
             for row in rows
         ]
         return texts if is_batch else texts[0]
@@ -266,7 +276,7 @@ class Gemma4CausalLMPreprocessor(FromPreset):
                 raise TypeError(f"prompts and responses are text, not {type(text).__name__}.")
         kinds = (("image", "images", is_image), ("video", "videos", is_video), ("audio", "audio", is_clip))
         for kind, name, is_one in kinds:
-            batch.media[kind] = self._media(x.get(name), is_batch, len(batch.prompts), is_one)
+            batch.media[kind] = media_of(x.get(name), is_batch, len(batch.prompts), is_one)
         if batch.media["image"] is None and x.get("pixel_values") is not None:
             batch.features |= pictures_made_before(x, is_batch)
         if batch.media["audio"] is None and x.get("audio_mel") is not None:
@@ -283,24 +293,6 @@ class Gemma4CausalLMPreprocessor(FromPreset):
             most = 0 if rows is None else max(rows.counts or [0])
             if converter is not None and allowed is not None and most > allowed:
                 raise InputError(f"a prompt has {most} {plural}; {limit}={allowed}.")
-
-    @staticmethod
-    def _media(media: Any, is_batch: bool, prompts: int, is_one: Any) -> Rows | None:
-        """Media with the count of each prompt."""
-        if media is None:
-            return None
-        if not is_batch:
-            rows = Rows.of(media, is_one)
-            return None if rows is None else Rows(rows.items, [len(rows.items)])
-        if isinstance(media, (np.ndarray, torch.Tensor)) or not is_one(media):
-            media = list(media)
-        if not isinstance(media, list) or len(media) != prompts:
-            found = len(media) if isinstance(media, list) else 1
-            raise InputError(f"{prompts} prompts but media for {found}; pass one entry for each prompt.")
-        each = [None if row is None else Rows.of(row, is_one) for row in media]
-        lists = [[] if rows is None else rows.items for rows in each]
-        items = [item for row in lists for item in row]
-        return Rows(items, [len(row) for row in lists]) if items else None
 
     # ------------------------------------------------------------------------------------------------ packing
 

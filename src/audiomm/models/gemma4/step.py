@@ -73,6 +73,11 @@ class QuickStep:
         self.eps, self.is_precise = eps, self.table.dtype == torch.float32
         self.norm = quick_norm(weight_of(stack.norm), eps)
         self.score = quick_logits(head, config.final_logit_softcapping)
+        self._experts = [layer.experts for layer in blocks if layer.has_experts]
+
+    def waits(self, tokens: int) -> bool:
+        """Whether so many tokens make the host wait for the device."""
+        return any(experts.waits(tokens) for experts in self._experts)
 
     def __call__(self, input_ids: Tensor, cache: Cache) -> Tensor:
         with straight():
