@@ -178,6 +178,23 @@ def test_a_head_of_its_own_is_not_lost_in_a_file_that_has_none(tiny_whisper, tmp
     tiny_whisper.save_pretrained(tmp_path / "copied")
 
 
+@pytest.mark.parametrize("is_another", [False, True])
+def test_a_head_of_its_own_in_a_file_is_kept_though_the_config_knows_of_none(
+    tiny_whisper, tmp_path, caplog, is_another
+):
+    tiny_whisper.config.tie_word_embeddings = False
+    head = tiny_whisper.proj_out.weight.detach() + float(is_another)
+    tiny_whisper.proj_out.weight = torch.nn.Parameter(head)
+    tiny_whisper.save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**settings, "tie_word_embeddings": True}))
+    found = AutoModelForSpeechSeq2Seq.from_pretrained(tmp_path)
+    assert torch.equal(found.proj_out.weight, head)
+    assert torch.equal(found.model.decoder.embed_tokens.weight, tiny_whisper.model.decoder.embed_tokens.weight)
+    assert found.config.tie_word_embeddings is not is_another
+    assert ("both are kept" in caplog.text) is is_another
+
+
 def test_a_model_without_values_is_not_saved(tiny_whisper, tmp_path):
     with pytest.raises(SaveError, match=r"without values in memory.*pass state_dict="):
         tiny_whisper.to("meta").save_pretrained(tmp_path)

@@ -77,9 +77,7 @@ def compare(model: Any, checkpoint: Checkpoint, key_mapping: dict[str, str] | No
     needed = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     for name in model.active_ties():
         needed.pop(name, None)
-    renamed = (*(key_mapping or {}).items(), *model.renamed_weights)
-    originals = {_rename(renamed, name): name for name in checkpoint.shapes}
-    known = {name: originals[source] for name, source in _translate(model, set(needed), list(originals)).items()}
+    known = _known(model, checkpoint, key_mapping, set(needed))
     for name, shape in needed.items():
         source = known.pop(name, None)
         if source is None:
@@ -91,6 +89,34 @@ def compare(model: Any, checkpoint: Checkpoint, key_mapping: dict[str, str] | No
     patterns = [re.compile(pattern) for pattern in (*model.ignored_weights, *map(re.escape, model.active_ties()))]
     report.unexpected = [name for name in known if not any(pattern.match(name) for pattern in patterns)]
     return report
+
+
+def has_untied(model: Any, checkpoint: Checkpoint, key_mapping: dict[str, str] | None = None) -> bool:
+    """Whether a checkpoint has two values for what is one weight of the model: somebody took them apart and saved both.
+
+    Older files hold such a weight twice, with the same values.
+    """
+    known = _known(model, checkpoint, key_mapping, set(model.state_dict()))
+    for name, source in model.active_ties().items():
+        if name in known and source in known:
+            both = [tensor for _, tensor in checkpoint.tensors([known[name], known[source]])]
+            if both[0].shape == both[1].shape and not torch.equal(both[0], both[1].to(both[0])):
+                logger.warning(
+                    "%s: %s differs from %s, though config.tie_word_embeddings=True says that they are one; both are "
+                    "kept, and tie_word_embeddings is False from here on.",
+                    type(model).__name__,
+                    name,
+                    source,
+                )
+                return True
+    return False
+
+
+def _known(model: Any, checkpoint: Checkpoint, key_mapping: dict[str, str] | None, needed: set[str]) -> dict[str, str]:
+    """{name in the model: name in the file}."""
+    renamed = (*(key_mapping or {}).items(), *model.renamed_weights)
+    originals = {_rename(renamed, name): name for name in checkpoint.shapes}
+    return {name: originals[source] for name, source in _translate(model, needed, list(originals)).items()}
 
 
 def _rename(renamed: tuple[tuple[str, str], ...], name: str) -> str:

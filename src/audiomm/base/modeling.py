@@ -18,7 +18,7 @@ from typing_extensions import Self
 from .config import PreTrainedConfig
 from .errors import ConfigError, SaveError, UnsafeCheckpointError
 from .hub import Source, make_folder
-from .loading import compare, fill, initialise, pick_dtype
+from .loading import compare, fill, has_untied, initialise, pick_dtype
 from .placement import dispatch, plan_devices
 from .quantization import (
     apply_torchao,
@@ -328,6 +328,10 @@ class PreTrainedModel(nn.Module):
         checkpoint = find_checkpoint(source, variant) if state_dict is None else GivenWeights.of(state_dict)
         with torch.device("meta"):
             model = cls(config)
+        if has_untied(model, checkpoint, key_mapping):
+            config.tie_word_embeddings = False
+            with torch.device("meta"):
+                model = cls(config)
         model.name_or_path = str(source.name)
         report = compare(model, checkpoint, key_mapping)
         fresh = report.settle(ignore_mismatched_sizes=ignore_mismatched_sizes, strict=strict)
