@@ -8,17 +8,17 @@ import roofline
 from targets import outcome
 
 _PACKAGES = ("audiomm", "torch", "transformers", "openai-whisper", "faster-whisper", "ctranslate2")
-_KNOWN = ("wall_ms", "fastest_ms", "cpu_ms", "ratio", "cpu_ratio", "rounds_ms", "rounds_cpu_ms", "work")
+_KNOWN = ("wall_ms", "fastest_ms", "cpu_ms", "ratio", "cpu_ratio", "rounds_ms", "rounds_cpu_ms", "work", "of_limit")
 
 
 def markdown(report: dict[str, Any]) -> str:
     """The whole report."""
     parts = [head(report), "## Targets", targets_table(report)]
     if report.get("limits"):
-        parts += ["## Limits of the machine, measured in the same run", _limits(report["limits"])]
+        parts += ["## Limits of the machine, measured at the start of the last run", _limits(report["limits"])]
     parts.append("## All cases")
     for subject, cases in report["results"].items():
-        parts += [f"### {subject}", cases_table(cases, report)]
+        parts += [f"### {subject}", cases_table(cases)]
     if report.get("notes"):
         parts += ["## Notes", "\n".join(f"- {note}" for note in report["notes"])]
     return "\n\n".join(parts) + "\n"
@@ -62,17 +62,26 @@ def _limits(limits: dict[str, Any]) -> str:
     products = " | ".join(f"{kind} {speed:,}" for kind, speed in limits["gflop_s"].items())
     return (
         f"Reading, GB/s: {reading}; copying (read + written): {limits['copy_gb_s']}. Matrix products, GFLOP/s: "
-        f"{products.replace(' | ', ', ')}. `of limit` below is the least time that these figures allow, over the time "
-        "measured; keys and values count 2 bytes in bfloat16 and int8."
+        f"{products.replace(' | ', ', ')}. `of limit` is the least time that the limits of a side's own run "
+        "allow, over the time measured; keys and values count 2 bytes in bfloat16 and int8."
     )
 
 
-def cases_table(cases: dict[str, Any], report: dict[str, Any]) -> str:
+def tell_limits(cases: dict[str, Any], limits: dict[str, Any] | None) -> None:
+    """Write into the rows of cases just measured what share of the machine's limits they reach."""
+    for sides in cases.values():
+        for side, row in sides.items():
+            share = share_of_limit(side, row, limits)
+            if share is not None:
+                row["of_limit"] = round(share, 4)
+
+
+def cases_table(cases: dict[str, Any]) -> str:
     """All sides of all cases of a subject."""
     lines = ["| case | side | ms | fastest | CPU ms | x the first | of limit | more |", "|" + "---|" * 8]
     for case, sides in cases.items():
         for side, row in sides.items():
-            share = share_of_limit(side, row, report.get("limits"))
+            share = row.get("of_limit")
             more = ", ".join(f"{key} {value}" for key, value in row.items() if key not in _KNOWN)
             times = " | ".join(f"{row[key]:,.1f}" for key in ("wall_ms", "fastest_ms", "cpu_ms"))
             limit = "" if share is None else f"{share:.0%}"

@@ -121,8 +121,9 @@ def measure(setting: Any, names: list[str], report: dict[str, Any], save: Callab
             traceback.print_exc()
             setting.note(f"{name}, {setting.size}: failed, see the output: {traceback.format_exc().splitlines()[-1]}")
             continue
+        reports.tell_limits(found, report["limits"])
         report["results"].setdefault(name, {}).update(found)
-        table = reports.cases_table(found, report)
+        table = reports.cases_table(found)
         print(f"\n{name}, {time.perf_counter() - started:.0f} s\n\n{table}", flush=True)
         save()
     return failed

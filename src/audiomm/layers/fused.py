@@ -1,8 +1,8 @@
 """Operations of decode steps that are one kernel each on a GPU, and here spelled out: what those kernels must compute.
 
 Without a GPU, or without Triton, callers have shorter ways of their own; these are the twins that the kernels are tried
-beside once a process, and what torch.compile sees, which makes kernels of its own of them. The kernels of attention,
-products and norms alone are torch's.
+beside once a process, and what torch.compile sees, which makes kernels of its own of them. Products, norms alone and
+attention to short caches are torch's.
 """
 
 from __future__ import annotations

@@ -222,15 +222,12 @@ class QuickLayer:
     def __init__(self, layer: Gemma3nTextDecoderLayer, read: HeadReader) -> None:
         attention, laurel, altup = layer.self_attn, layer.laurel, layer.altup
         eps, root, device = layer.input_layernorm.eps, math.sqrt(2.0), altup.correct_output_scale.device
-        names = ("q_proj", "k_proj", "v_proj")
-        inputs = [getattr(attention, name) for name in names if hasattr(attention, name)]
-        self.project = product(*inputs, laurel.linear_left)
-        self.sizes = sum(linear.out_features for linear in inputs), laurel.linear_left.out_features
+        self.project, self.sizes = first_product(layer)
         self.read, self.output, self.right = read, product_into(attention.o_proj), product_into(laurel.linear_right)
         width = layer.input_layernorm.width
         self.measure = quick_measure(width, eps, device)
         self.route = _route(altup)
-        self.predict = _predicting(altup)
+        self.predict = _mixer(*prediction(altup))
         self.input_norm = quick_norm(weight_of(layer.input_layernorm), eps)
         norms = layer.post_attention_layernorm, laurel.post_laurel_norm
         self.add_both = both_added(*(weight_of(norm) for norm in norms))
@@ -240,7 +237,7 @@ class QuickLayer:
         self.mlp = quick_mlp(layer.mlp) if layer.mlp.deviations is None else _sparse(layer.mlp, layer.mlp.deviations)
         self.add_fed = quick_added_norm(weight_of(layer.post_feedforward_layernorm), eps, times=root)
         self.measure_gated = quick_measure(width, 2 * eps, device)
-        self.correct = _correcting(altup, 1 / root)
+        self.correct = _mixer(*correction(altup, 1 / root))
         self.gate, self.output_scale = _gate(layer)
         self.back = product_into(layer.per_layer_projection)
         self.add_own = measured_added(weight_of(layer.post_per_layer_input_norm))
@@ -309,14 +306,14 @@ def _written(made: Roomy, place: Roomy | None) -> Tensor:
     return place[0].copy_(made[0])
 
 
-def _predicting(altup: Gemma3nTextAltUp) -> Callable[..., Tensor]:
-    """What predicts the streams from what they were; see `_mixer`."""
-    matrix = altup.prediction_coefs.weight.detach().float().t()
-    return _mixer(torch.eye(altup.streams, dtype=matrix.dtype, device=matrix.device), matrix)
+def prediction(altup: Gemma3nTextAltUp) -> tuple[Tensor, Tensor]:
+    """How the streams are predicted from what they were: `kept` and `matrix` of `_mixer`."""
+    matrix = altup.prediction_coefs.weight.detach().float().t().contiguous()
+    return torch.eye(altup.streams, dtype=matrix.dtype, device=matrix.device), matrix
 
 
-def _correcting(altup: Gemma3nTextAltUp, factor: float) -> Callable[..., Tensor]:
-    """What corrects the streams that were predicted by what was made, which comes after them; see `_mixer`.
+def correction(altup: Gemma3nTextAltUp, factor: float = 1.0) -> tuple[Tensor, Tensor]:
+    """How they are corrected by what was made, which comes after them: `kept` and `matrix` of `_mixer`.
 
     Every stream moves by its share of the difference between `factor` times what was made and the first stream.
     """
@@ -326,7 +323,7 @@ def _correcting(altup: Gemma3nTextAltUp, factor: float) -> Callable[..., Tensor]
     kept = torch.eye(streams, streams + 1, dtype=matrix.dtype, device=matrix.device)
     kept[:, 0] -= 1.0
     kept[:, -1] = factor
-    return _mixer(kept, matrix.flatten(1))
+    return kept, matrix.flatten(1)
 
 
 def _mixer(kept: Tensor, matrix: Tensor) -> Callable[..., Tensor]:
@@ -351,6 +348,14 @@ def _mixer(kept: Tensor, matrix: Tensor) -> Callable[..., Tensor]:
         return mixed if last is None else mixed + mixtures[:, :, -1:] * last.unsqueeze(1)
 
     return mix
+
+
+def first_product(layer: Gemma3nTextDecoderLayer) -> tuple[Projection, tuple[int, int]]:
+    """What reads a layer's normed first stream, in one product, and its outputs: of attention, of the residual."""
+    left = layer.laurel.linear_left
+    names = ("q_proj", "k_proj", "v_proj")
+    inputs = [getattr(layer.self_attn, name) for name in names if hasattr(layer.self_attn, name)]
+    return product(*inputs, left), (sum(linear.out_features for linear in inputs), left.out_features)
 
 
 def _heads(attention: Gemma3nTextAttention) -> Heads:
